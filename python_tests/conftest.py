@@ -1,0 +1,46 @@
+"""Fixtures shared by the whole suite: reference numbers and real clips that live beside a checkout."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder of reference numbers and clips: `VIDSMOOTH_SHARED`, or `shared` beside the checkout."""
+    root = Path(os.environ.get("VIDSMOOTH_SHARED", Path(__file__).parents[2] / "shared"))
+    if not root.is_dir():
+        pytest.skip(f"reference data not found: {root} (golden numbers and clips are not part of a clone)")
+    return root
+
+
+@pytest.fixture(scope="session")
+def golden(shared_dir):
+    """`golden(name)` -> (arrays by name as float32 torch tensors, the JSON's `parameters`)."""
+    from safetensors.torch import load_file
+
+    def read(name: str):
+        path = shared_dir / "golden" / f"{name}.safetensors"
+        if not path.is_file():
+            pytest.skip(f"golden file not found: {path.name}")
+        parameters = json.loads(path.with_suffix(".json").read_text())["parameters"]
+        return load_file(path), parameters
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def clip_path(shared_dir):
+    """`clip_path(name)` -> path of a real clip, e.g. `clip_path("hike")`."""
+
+    def find(name: str) -> Path:
+        path = shared_dir / "videos" / f"{name}.mp4"
+        if not path.is_file():
+            pytest.skip(f"clip not found: {path.name}")
+        return path
+
+    return find
