@@ -1,0 +1,385 @@
+"""The parts of VideoUNet: ResNet block, attention layers, transformer block, time embedding.
+
+Layout: feature maps are (B*F, C, H, W) in channels_last, so that tokens (B*F, H*W, C) and the frames of one video
+(B, C, F*H, W) are views of the same memory; nothing here permutes data. F varies fastest in the first axis.
+
+Parameter names are those of Tune-A-Video's checkpoints (and, without the temporal layers, of diffusers).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vidsmooth_fast.ops.sparse_causal_attention import sparse_causal_attention
+from vidsmooth_fast.ops.temporal_attention import temporal_attention
+
+
+@dataclass(frozen=True)
+class AttentionWindows:
+    """Overlapping windows for temporal attention (FreeNoise; `merge="attention"`).
+
+    starts: first frame of every window; with `loop`, frames are taken modulo the video's length.
+    weights: omega, weight of each frame inside a window, (K,), fp32.
+    loop: windows may run over the end of the video and continue at its beginning.
+    """
+
+    starts: tuple[int, ...]
+    weights: Tensor
+    loop: bool = False
+
+    def frames_of(self, start: int, frames: int) -> slice | Tensor:
+        """The frames of one window: a slice where they are consecutive (then reading them copies nothing)."""
+        length = self.weights.numel()
+        if start >= 0 and start + length <= frames:
+            return slice(start, start + length)
+        if not self.loop:
+            raise ValueError(
+                f"windows: expected windows inside {frames} frames, got [{start}, {start + length}) without loop"
+            )
+        return torch.arange(start, start + length) % frames
+
+    def merge(self, run: Callable[[slice | Tensor], Tensor], out: Tensor) -> Tensor:
+        """out[:, f] = sum_i w_i(f) run(window i)(f) / sum_i w_i(f), for every frame f.
+
+        run: given a window's frames, returns its result, (B, K, ...).
+        out: (B, F, ...), any float dtype; written, and returned. Sums are fp32; the divisor is the sum of the
+            weights that were really added, so that a partial or moved last window is weighted correctly.
+
+        Source: FreeNoise (arXiv 2310.15169) section 3.2.
+        """
+        frames, length = out.shape[1], self.weights.numel()
+        tail = (1,) * (out.dim() - 2)
+        weights = self.weights.to(out.device, torch.float32)
+        total = torch.zeros(frames, dtype=torch.float32, device=out.device)
+        acc = torch.zeros(out.shape, dtype=torch.float32, device=out.device)
+        for start in self.starts:
+            index = self.frames_of(start, frames)
+            value = run(index).float() * weights.view(1, length, *tail)
+            if isinstance(index, slice):
+                acc[:, index] += value
+                total[index] += weights
+            else:  # a window longer than the loop meets a frame twice: index_add_ counts both
+                index = index.to(out.device)
+                acc.index_add_(1, index, value)
+                total.index_add_(0, index, weights)
+        if bool((total <= 0).any()):
+            missing = (total <= 0).nonzero().flatten().tolist()
+            raise ValueError(
+                f"windows: expected every one of {frames} frames to be covered, got none for {missing}"
+            )
+        return out.copy_(acc / total.view(1, frames, *tail))
+
+
+@dataclass
+class Pass:
+    """What every block needs to know about one forward pass.
+
+    frames: F. time: one row per timestep, or one, per ResNet: (1 or B, C). text: (key, value) per cross-attention,
+    each (rows, L, C). The remaining fields select variants, as documented in `VideoUNet.forward`.
+    """
+
+    frames: int
+    time: tuple[Tensor, ...] = ()
+    text: tuple[tuple[Tensor, Tensor], ...] = ()
+    norm_over_frames: bool = True
+    attn1_frames: str = "first-previous"
+    windows: AttentionWindows | None = None
+    skip_temporal: bool = False
+    _kv_frames: dict = field(default_factory=dict)
+
+    def kv_frames(self) -> Tensor:
+        if self.attn1_frames not in self._kv_frames:
+            self._kv_frames[self.attn1_frames] = kv_frames(self.attn1_frames, self.frames)
+        return self._kv_frames[self.attn1_frames]
+
+
+def kv_frames(kind: str, frames: int) -> Tensor:
+    """Which frames' tokens are the keys of each frame in self-attention, int64 (F, R).
+
+    "first-previous": [0, f-1] (frame 0 sees itself twice), Tune-A-Video. "first": [0], Text2Video-Zero.
+    "self": [f], a plain 2D network. "all": every frame. "neighbours": with the middle frame m = F // 2,
+    [m, the next frame on the way to m] (m sees itself twice), the bi-directional attention of Gen-L-Video.
+    """
+    f = torch.arange(frames)
+    if kind == "first-previous":
+        return torch.stack([torch.zeros_like(f), (f - 1).clamp(min=0)], dim=1)
+    if kind == "first":
+        return torch.zeros(frames, 1, dtype=torch.int64)
+    if kind == "self":
+        return f[:, None]
+    if kind == "all":
+        return f[None].expand(frames, frames)
+    if kind == "neighbours":
+        middle = torch.full_like(f, frames // 2)
+        return torch.stack([middle, f + (middle - f).sign()], dim=1)
+    raise ValueError(f"attn1_frames: expected first-previous, first, self, all or neighbours, got {kind!r}")
+
+
+def group_norm(x: Tensor, norm: nn.GroupNorm, frames: int = 1) -> Tensor:
+    """GroupNorm of channels_last x (B*F, C, H, W) with statistics over `frames` consecutive images (1: each alone).
+
+    The images of one video are seen as one tall image (B, C, F*H, W), a view; PyTorch's channels_last kernel
+    accumulates in fp32 for every dtype.
+    """
+    n, c, h, w = x.shape
+    if frames == 1:
+        return F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+    tall = x.permute(0, 2, 3, 1).reshape(n // frames, frames * h, w, c).permute(0, 3, 1, 2)
+    y = F.group_norm(tall, norm.num_groups, norm.weight, norm.bias, norm.eps)
+    return y.permute(0, 2, 3, 1).reshape(n, h, w, c).permute(0, 3, 1, 2)
+
+
+def silu(x: Tensor) -> Tensor:
+    """SiLU of a tensor that nothing else reads: in place where no gradient needs the input."""
+    return F.silu(x, inplace=not (torch.is_grad_enabled() and x.requires_grad))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v for tokens (N, Tq, h*d), (N, Tk, h*d) -> (N, Tq, h*d), through SDPA.
+
+    SDPA keeps scores in fp32 whatever the dtype, which is what `upcast_attention` asks for.
+    """
+    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+class Attention(nn.Module):
+    """Projections of one attention layer; which tokens meet which is the subclass's business.
+
+    to_q, to_k, to_v: no bias. to_out.0: with bias.
+    """
+
+    def __init__(self, dim: int, heads: int, kv_dim: int | None = None) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(dim, dim, bias=False)
+        self.to_k = nn.Linear(kv_dim or dim, dim, bias=False)
+        self.to_v = nn.Linear(kv_dim or dim, dim, bias=False)
+        self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
+
+
+class SparseCausalAttention(Attention):
+    """Self-attention whose keys come from the frames that `Pass.attn1_frames` names. (B*F, P, C) -> same."""
+
+    def forward(self, x: Tensor, ctx: Pass) -> Tensor:
+        n, p, c = x.shape
+        frames, kind = ctx.frames, ctx.attn1_frames
+        if frames == 1 or kind == "self":  # one frame seen R times is one frame seen once
+            out = attend(self.to_q(x), self.to_k(x), self.to_v(x), self.heads)
+        elif kind == "first":  # every frame of a video attends to the same tokens: project them once
+            first = x.view(n // frames, frames, p, c)[:, 0]
+            q = self.to_q(x).view(n // frames, frames * p, c)
+            out = attend(q, self.to_k(first), self.to_v(first), self.heads)
+        elif kind == "all":
+            video = x.view(n // frames, frames * p, c)
+            out = attend(self.to_q(video), self.to_k(video), self.to_v(video), self.heads)
+        else:
+            out = sparse_causal_attention(
+                self.to_q(x), self.to_k(x), self.to_v(x),
+                frames=frames, heads=self.heads, kv_frames=ctx.kv_frames(),
+            )  # fmt: skip
+        return self.to_out[0](out.reshape(n, p, c))
+
+
+class CrossAttention(Attention):
+    """Attention to text whose keys and values were projected beforehand. (B*F, P, C) -> same.
+
+    Text rows are shared by B*F / rows consecutive frames: their tokens are seen as one long sequence, so that no
+    text is repeated. rows is 1, B or B*F.
+    """
+
+    index: int = 0  # position among the network's cross-attentions, set by VideoUNet
+
+    def project(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Text (rows, L, D) -> key, value (rows, L, C)."""
+        return self.to_k(text), self.to_v(text)
+
+    def forward(self, x: Tensor, ctx: Pass) -> Tensor:
+        n, p, c = x.shape
+        k, v = ctx.text[self.index]
+        rows = k.shape[0]
+        out = attend(self.to_q(x).view(rows, n // rows * p, c), k, v, self.heads)
+        return self.to_out[0](out.view(n, p, c))
+
+
+class TemporalAttention(Attention):
+    """Every pixel attends to itself in the other frames. (B*F, P, C) -> same. `to_out` starts at zero."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__(dim, heads)
+        nn.init.zeros_(self.to_out[0].weight)
+        nn.init.zeros_(self.to_out[0].bias)
+
+    def forward(self, x: Tensor, ctx: Pass) -> Tensor:
+        frames = ctx.frames
+        if frames == 1:  # softmax over one frame is 1
+            return self.to_out[0](self.to_v(x))
+        q, k, v = self.to_q(x), self.to_k(x), self.to_v(x)
+        if ctx.windows is None:
+            out = temporal_attention(q, k, v, frames=frames, heads=self.heads)
+        else:
+            out = self._windowed(q, k, v, frames, ctx.windows)
+        return self.to_out[0](out)
+
+    def _windowed(self, q: Tensor, k: Tensor, v: Tensor, frames: int, windows: AttentionWindows) -> Tensor:
+        """Attention in overlapping windows, merged before `to_out` (which is affine, so this changes nothing)."""
+        n, p, c = q.shape
+        shape = (n // frames, frames, p, c)
+        length = windows.weights.numel()
+
+        def run(index: slice | Tensor) -> Tensor:
+            part = [t.view(shape)[:, index].reshape(-1, p, c) for t in (q, k, v)]
+            return temporal_attention(*part, frames=length, heads=self.heads).view(-1, length, p, c)
+
+        return windows.merge(run, torch.empty(shape, dtype=q.dtype, device=q.device)).view(n, p, c)
+
+
+class GEGLU(nn.Module):
+    """proj(x) split in halves (h, g): h * gelu(g), exact (erf) GELU."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(dim, hidden * 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden, gate = self.proj(x).chunk(2, dim=-1)
+        return hidden * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """dim -> GEGLU 4 dim -> dim. The published `net.1` is a dropout of probability zero."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.net = nn.ModuleList([GEGLU(dim, dim * 4), nn.Identity(), nn.Linear(dim * 4, dim)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net[2](self.net[0](x))
+
+
+class TransformerBlock(nn.Module):
+    """Sparse-causal self-attention, cross-attention, feed-forward, temporal attention; each on a LayerNorm, each added.
+
+    tokens (B*F, P, C) -> same.
+    """
+
+    def __init__(self, dim: int, heads: int, cross_dim: int) -> None:
+        super().__init__()
+        self.attn1, self.norm1 = SparseCausalAttention(dim, heads), nn.LayerNorm(dim)
+        self.attn2, self.norm2 = CrossAttention(dim, heads, cross_dim), nn.LayerNorm(dim)
+        self.ff, self.norm3 = FeedForward(dim), nn.LayerNorm(dim)
+        self.attn_temp, self.norm_temp = TemporalAttention(dim, heads), nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, ctx: Pass) -> Tensor:
+        x = self.attn1(self.norm1(x), ctx) + x
+        x = self.attn2(self.norm2(x), ctx) + x
+        x = self.ff(self.norm3(x)) + x
+        if not ctx.skip_temporal:
+            x = self.attn_temp(self.norm_temp(x), ctx) + x
+        return x
+
+
+class Transformer(nn.Module):
+    """Per-frame GroupNorm (eps 1e-6), projection, transformer blocks, projection, residual. (B*F, C, H, W) -> same."""
+
+    def __init__(self, dim: int, heads: int, cross_dim: int, groups: int, layers: int, linear: bool) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, dim, eps=1e-6)
+        self.proj_in = nn.Linear(dim, dim) if linear else nn.Conv2d(dim, dim, 1)
+        self.transformer_blocks = nn.ModuleList(
+            TransformerBlock(dim, heads, cross_dim) for _ in range(layers)
+        )
+        self.proj_out = nn.Linear(dim, dim) if linear else nn.Conv2d(dim, dim, 1)
+
+    @staticmethod
+    def _project(layer: nn.Linear | nn.Conv2d, tokens: Tensor) -> Tensor:
+        """A 1x1 convolution is a linear layer on tokens."""
+        return F.linear(tokens, layer.weight.flatten(1), layer.bias)
+
+    def forward(self, x: Tensor, ctx: Pass) -> Tensor:
+        n, c, h, w = x.shape
+        tokens = x.permute(0, 2, 3, 1).reshape(n, h * w, c)
+        y = group_norm(x, self.norm).permute(0, 2, 3, 1).reshape(n, h * w, c)
+        y = self._project(self.proj_in, y)
+        for block in self.transformer_blocks:
+            y = block(y, ctx)
+        y = self._project(self.proj_out, y) + tokens
+        return y.view(n, h, w, c).permute(0, 3, 1, 2)
+
+
+class ResnetBlock(nn.Module):
+    """norm, SiLU, conv, + time, norm, SiLU, conv, + shortcut. (B*F, C_in, H, W) -> (B*F, C_out, H, W)."""
+
+    index: int = 0  # position among the network's ResNets, set by VideoUNet
+
+    def __init__(
+        self, c_in: int, c_out: int, time_dim: int, groups: int, eps: float, scale: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, c_in, eps=eps)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.time_emb_proj = nn.Linear(time_dim, c_out)
+        self.norm2 = nn.GroupNorm(groups, c_out, eps=eps)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else None
+        self.scale = scale
+
+    def forward(self, x: Tensor, ctx: Pass) -> Tensor:
+        over = ctx.frames if ctx.norm_over_frames else 1
+        time = ctx.time[self.index]
+        h = silu(group_norm(x, self.norm1, over))
+        if time.shape[0] == 1:  # one timestep for everything: the convolution's bias carries it at no cost
+            h = F.conv2d(h, self.conv1.weight, self.conv1.bias + time[0], padding=1)
+        else:
+            h = self.conv1(h) + time.repeat_interleave(x.shape[0] // time.shape[0], dim=0)[:, :, None, None]
+        h = self.conv2(silu(group_norm(h, self.norm2, over)))
+        h = h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+        return h if self.scale == 1 else h / self.scale
+
+
+class Downsample(nn.Module):
+    """3x3 convolution of stride 2."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour enlargement to `size` (H, W), then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        return self.conv(F.interpolate(x, size=size, mode="nearest"))
+
+
+def sinusoid(timesteps: Tensor, dim: int, flip_sin_to_cos: bool, freq_shift: float) -> Tensor:
+    """Sinusoidal features of (N,) timesteps in training steps (fractions allowed), fp32 (N, dim)."""
+    half = dim // 2
+    exponent = torch.arange(half, dtype=torch.float32, device=timesteps.device) / (half - freq_shift)
+    angles = timesteps.float()[:, None] * torch.exp(-math.log(10000.0) * exponent)
+    parts = (angles.cos(), angles.sin()) if flip_sin_to_cos else (angles.sin(), angles.cos())
+    return F.pad(torch.cat(parts, dim=1), (0, dim % 2))
+
+
+class TimestepEmbedding(nn.Module):
+    """linear_1, SiLU, linear_2."""
+
+    def __init__(self, dim_in: int, dim: int) -> None:
+        super().__init__()
+        self.linear_1, self.linear_2 = nn.Linear(dim_in, dim), nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(x)))
