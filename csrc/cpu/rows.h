@@ -1,0 +1,44 @@
+// One tile of one operand, frame by frame, always as contiguous memory.
+#pragma once
+
+#include "cpu/layout.h"
+#include "cpu/simd.h"
+
+namespace vidsmooth::VIDSMOOTH_ISA {
+
+// Rows whose elements lie apart (channels_last, broadcast) are gathered once into a ring of three frames,
+// which is what a kernel that looks at both neighbours needs.
+template <class T>
+class Rows {
+  public:
+    Rows(const void* data, int64_t offset, int64_t step, int64_t frame_stride, int64_t frames, int64_t length)
+        : base_(static_cast<const T*>(data) + (data ? offset : 0)),
+          step_(step),
+          frame_stride_(frame_stride),
+          frames_(frames),
+          length_(length) {}
+
+    // frame: in [-1, frames]; -1 is the last frame and `frames` the first.
+    const T* operator[](int64_t frame) {
+        if (frame < 0) frame = frames_ - 1;
+        if (frame == frames_) frame = 0;
+        const T* row = base_ + frame * frame_stride_;
+        if (step_ == 1) return row;
+        const int slot = next_;
+        for (int i = 0; i < 3; ++i)
+            if (held_[i] == frame) return ring_[i];
+        next_ = (next_ + 1) % 3;
+        held_[slot] = frame;
+        for (int64_t i = 0; i < length_; ++i) ring_[slot][i] = row[i * step_];
+        return ring_[slot];
+    }
+
+  private:
+    const T* base_;
+    int64_t step_, frame_stride_, frames_, length_;
+    int64_t held_[3] = {-1, -1, -1};
+    int next_ = 0;
+    T ring_[3][kTile];
+};
+
+}  // namespace vidsmooth::VIDSMOOTH_ISA

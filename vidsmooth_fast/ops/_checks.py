@@ -1,0 +1,35 @@
+"""Input checks shared by the operators; each raises ValueError in one line naming the argument."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def floating(name: str, tensor: Tensor, axes: str) -> None:
+    """tensor: a non-empty floating-point tensor with the named axes, e.g. axes="B, C, F, H, W"."""
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{name}: expected a tensor of shape ({axes}), got {type(tensor).__name__}")
+    if tensor.dim() != axes.count(",") + 1 or tensor.numel() == 0:
+        raise ValueError(f"{name}: expected a non-empty tensor of shape ({axes}), got {tuple(tensor.shape)}")
+    if not tensor.is_floating_point():
+        raise ValueError(f"{name}: expected a floating-point tensor, got {tensor.dtype}")
+
+
+def like(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """tensor: the shape, dtype and device of other."""
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{name}: expected a tensor like {other_name}, got {type(tensor).__name__}")
+    if tensor.shape != other.shape:
+        raise ValueError(
+            f"{name}: expected the shape of {other_name}, {tuple(other.shape)}, got {tuple(tensor.shape)}"
+        )
+    if tensor.dtype != other.dtype:
+        raise ValueError(f"{name}: expected the dtype of {other_name}, {other.dtype}, got {tensor.dtype}")
+    if tensor.device != other.device:
+        raise ValueError(f"{name}: expected the device of {other_name}, {other.device}, got {tensor.device}")
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor in the dtype that sums are kept in: fp32 for half precision, its own otherwise."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
