@@ -165,7 +165,11 @@ class VideoUNet(nn.Module):
     def in_channels(self) -> int:
         return self._config.in_channels
 
-    def embed_time(self, timestep: int | float | Tensor) -> TimeEmbedding:
+    @property
+    def out_channels(self) -> int:
+        return self._config.out_channels
+
+    def embed_time(self, timestep: float | Tensor) -> TimeEmbedding:
         """Everything that depends on the timestep alone, once per step.
 
         timestep: training steps (fractions allowed), a number or (B,). A number is computed on one row.
@@ -188,7 +192,7 @@ class VideoUNet(nn.Module):
     def forward(
         self,
         sample: Tensor,
-        timestep: int | float | Tensor | TimeEmbedding,
+        timestep: float | Tensor | TimeEmbedding,
         text: Tensor | TextKV,
         *,
         down_residuals: tuple[Tensor, ...] | None = None,
