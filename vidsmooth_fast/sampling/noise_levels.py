@@ -35,7 +35,7 @@ def _cosine_betas(count: int, largest: float = 0.999) -> torch.Tensor:
 
 
 def _zero_terminal_snr(betas: torch.Tensor) -> torch.Tensor:
-    """Shift and scale sqrt(abar) so that it ends at 0 and begins where it did (arXiv 2305.08891, algorithm 1)."""
+    """Shift and scale sqrt(abar) to end at 0 and begin where it did (arXiv 2305.08891, algorithm 1)."""
     root = torch.cumprod(1.0 - betas, dim=0).sqrt()
     first, last = root[0].clone(), root[-1].clone()
     abar = ((root - last) * (first / (first - last))) ** 2
@@ -119,6 +119,18 @@ def exponential_sigmas(lowest: float, highest: float, steps: int) -> np.ndarray:
     return np.exp(np.linspace(math.log(highest), math.log(lowest), steps))
 
 
+def single_precision_ratios(abar: np.ndarray) -> np.ndarray:
+    """sqrt((1 - abar) / abar) as diffusers computes it, float32: where times are truncated, its rounding counts."""
+    single = torch.from_numpy(abar).float()
+    return (((1 - single) / single) ** 0.5).numpy()
+
+
 def sigma_to_timestep(sigmas: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """The (fractional) training timestep of each noise-to-signal ratio, linear in log sigma."""
-    return np.interp(np.log(sigmas), np.log(grid), np.arange(len(grid), dtype=np.float64))
+    """The (fractional) training timestep of each noise-to-signal ratio, linear in log sigma.
+
+    sigmas: float64;  grid: ascending ratios of the training timesteps, in the precision that the logs shall have
+    """
+    at, logs = np.log(np.maximum(sigmas, 1e-10)), np.log(grid)
+    low = np.clip(np.searchsorted(logs, at, side="right") - 1, 0, len(grid) - 2)
+    weight = np.clip((logs[low] - at) / (logs[low] - logs[low + 1]), 0, 1)
+    return (1 - weight) * low + weight * (low + 1)

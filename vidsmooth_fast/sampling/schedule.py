@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from . import noise_levels, solvers
-from .noise_levels import option
-from .solvers import Step
+from vidsmooth_fast.sampling import noise_levels, solvers
+from vidsmooth_fast.sampling.noise_levels import option
+from vidsmooth_fast.sampling.solvers import Step
 
 SCHEDULERS = ("ddim", "dpmpp_2m", "euler", "ddpm", "flow")
 PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow")
@@ -26,7 +26,7 @@ class Schedule:
     steps: tuple[Step, ...]
     num_train_timesteps: int
     alphas_cumprod: np.ndarray | None  # (num_train_timesteps,) float64; None for flow matching
-    clip: float | None  # clamp the clean estimate to +-clip after merging (`Step.clipped`); None: do not
+    clip: float | None  # clamp the clean estimate to +-clip after merging (`Step.clip_gain`); None: do not
 
     @property
     def timesteps(self) -> tuple[float, ...]:
@@ -62,15 +62,17 @@ class Schedule:
     def inversion_steps(self) -> tuple[Step, ...]:
         """DDIM inversion along this schedule: ascending steps from the picture to noise.
 
-        Step i undoes step -1-i of the schedule, evaluating the network at the timestep of its *target* on the latent
-        it starts from, as Tune-A-Video's program does (`ddim_loop`, `next_step`). y is always the noise. alpha and
-        sigma are the level of the latent it starts from; a v- or x0-prediction is turned into noise by the level of
-        the timestep that the network was given, so that one network wrapped as e, v or x0 inverts alike.
+        Step i undoes step -1-i of the schedule, evaluating the network at the timestep of its *target* on the
+        latent it starts from, as Tune-A-Video's program does (`ddim_loop`, `next_step`). y is always the noise;
+        alpha and sigma are the level of the latent it starts from. A v- or x0-prediction becomes noise by the level
+        of the timestep that the network was given, so that one network wrapped as e, v or x0 inverts alike; a flow
+        becomes noise by the level of the latent, which makes the step x + (to_sigma - sigma) v.
         """
         steps = []
         for index, step in enumerate(reversed(self.steps)):
             alpha, sigma = step.to_alpha, step.to_sigma
             a = step.alpha / alpha
+            network_to_eps = step.network_to_eps if self.alphas_cumprod is not None else (1.0, alpha)
             steps.append(
                 replace(
                     step,
@@ -80,7 +82,8 @@ class Schedule:
                     to_alpha=step.alpha,
                     to_sigma=step.sigma,
                     form="epsilon",
-                    to_eps=step.network_to_eps,
+                    to_eps=network_to_eps,
+                    network_to_eps=network_to_eps,
                     a=a,
                     b=step.sigma - a * sigma,
                     c=0.0,
@@ -103,9 +106,9 @@ def make_schedule(
 ) -> Schedule:
     """The affine steps of a sampler, from the configuration of any diffusers scheduler.
 
-    Keys that the sampler does not use are ignored and absent keys take the defaults of diffusers' class of that
-    sampler, as its `from_config` does. The first latent has standard deviation 1 for every sampler (diffusers' Euler
-    with linspace or trailing spacing multiplies it by `start_sigma`, 0.2% less).
+    Keys that the sampler does not use are ignored and absent keys take the defaults of diffusers' class of
+    that sampler, as its `from_config` does. The first latent has standard deviation 1 for every sampler
+    (diffusers' Euler with linspace or trailing spacing multiplies it by `start_sigma`, 0.2% less).
 
     scheduler: one of SCHEDULERS
     steps: how many, over the whole range of noise

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .schedule import Schedule
-from .solvers import Step
+from vidsmooth_fast.sampling.schedule import Schedule
+from vidsmooth_fast.sampling.solvers import Step
 
 TARGETS = ("clean", "source", "published", "simple")
 BLEND_NOISES = ("implied", "shared", "independent")
@@ -81,8 +81,9 @@ class NoiseConstraint:
         e_n - s (De_n - c Dx_n + Dr_n), Dy_n = 2 y_n - y_(n-1) - y_(n+1), with
             clean, source: c = 1/sigma, so that x0_n becomes x0_n - s (Dx0_n - Dsource_n)
                            (r is `reference_scale` times the source's clean latents, 0 for "clean");
-            published:     c = C / (lambda_1 g), g = sqrt(alpha^2 + sigma^2), which is 1 in variance-preserving
-                           coordinates and carries the constant over to those of flow matching;
+            published:     c = C / (lambda_1 g), g = sqrt(alpha^2 + sigma^2), which is 1 in
+                           variance-preserving coordinates and carries the constant over to those of flow
+                           matching;
             simple:        c = 0.
         For a prediction y = p x + q e the same thing is done by c -> p + q c and r -> q r.
         It acts at the steps whose middle, (index + 1/2) / steps, lies in `self.steps`.
@@ -100,17 +101,17 @@ class NoiseConstraint:
         return ((1 - sigma * c) / alpha if step.form == "sample" else c), self.strength
 
     def reference_scale(self, step: Step) -> float:
-        """The operator's reference r is this times the source's clean latents (target "source"; 0 for others)."""
+        """The operator's reference r is this times the source's clean latents; 0 unless target is "source"."""
         if not self.needs_source:
             return 0.0
         return -1.0 if step.form == "sample" else step.alpha / step.sigma
 
 
 def published_constant(schedule: Schedule, timestep: float) -> float:
-    """C of [003] eq. 2 on the training grid: 1 / (sigma' - (alpha'/alpha) sigma), ' being the timestep before.
+    """C of [003] eq. 2 on the training grid: 1 / (sigma' - (alpha'/alpha) sigma), ' the timestep before.
 
-    It is 1/b of the step between the two, negative; -352 at t = 500 of Stable Diffusion. Before timestep 0 comes the
-    picture itself, alpha' = 1 (the published program wraps around to the last timestep there).
+    It is 1/b of the step between the two, negative; -352 at t = 500 of Stable Diffusion. Before timestep 0
+    comes the picture itself, alpha' = 1 (the published program wraps around to the last timestep there).
     """
     at = max(0, min(round(timestep), schedule.num_train_timesteps - 1))
     (alpha, sigma), (alpha_before, sigma_before) = (schedule.training_level(t) for t in (at, at - 1))
@@ -123,7 +124,8 @@ class InversionBlend:
 
     weight: 0 (nothing) ... 1 (only the neighbours)
     noise: the random noise e in e_n - e_m = inverted_n - inverted_m.
-        "implied": (x - alpha x0) / sigma of the latent at hand: predicted clean frames differ as the source's do;
+        "implied": (x - alpha x0) / sigma of the latent at hand: predicted clean frames differ as the
+            source's do;
         "shared": the same in all frames, so that it cancels: plain averaging of neighbours;
         "independent": drawn for every frame; adds variance 1.5 weight^2.
     at: "step" blends every step's prediction before the latent is advanced, "end" the final inverted noise

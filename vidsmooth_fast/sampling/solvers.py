@@ -4,15 +4,16 @@ Every sampler here is affine in the current latent and the prediction,
 
     x_next = a x + b y + c history + noise_scale z,
 
-with numbers that are known before sampling begins. DDIM, DDPM, Euler and DPM-Solver++(2M) run in variance-preserving
-coordinates, x = alpha x0 + sigma e with alpha^2 + sigma^2 = 1, whatever coordinates their authors use; flow
-matching runs in its own, alpha = 1 - sigma. The prediction is brought to one form before anything else is done with
-it, so that networks that predict e, v, x0 or the flow give the same video:
+with numbers that are known before sampling begins. DDIM, DDPM, Euler and DPM-Solver++(2M) run in
+variance-preserving coordinates, x = alpha x0 + sigma e with alpha^2 + sigma^2 = 1, whatever coordinates their
+authors use; flow matching runs in its own, alpha = 1 - sigma. The prediction is brought to one form before
+anything else is done with it, so that networks that predict e, v, x0 or the flow give the same video:
 
     y = to_eps[0] x + to_eps[1] (output of the network, merged over windows and guidance branches)
 
-y is the noise e, except at steps that start with almost no signal (alpha < 0.05: zero terminal SNR, the first step of
-flow matching), where e does not determine the picture and y is the clean estimate x0; `Step.form` says which.
+y is the noise e, except at steps that start with almost no signal (alpha < 0.05: zero terminal SNR, the first
+step of flow matching), where e does not determine the picture and y is the clean estimate x0; `Step.form`
+says which.
 
 Coefficients follow diffusers' schedulers and are tested against them step by step.
 Sources: DDIM arXiv 2010.02502 eq. 12; DDPM arXiv 2006.11239 eq. 7; Euler arXiv 2206.00364; DPM-Solver++ arXiv
@@ -28,8 +29,8 @@ from typing import Any
 
 import numpy as np
 
-from . import noise_levels as levels
-from .noise_levels import option
+from vidsmooth_fast.sampling import noise_levels as levels
+from vidsmooth_fast.sampling.noise_levels import option
 
 Config = Mapping[str, Any]
 Level = tuple[float, float]  # (alpha, sigma)
@@ -40,7 +41,7 @@ _SAMPLE_FORM_BELOW = 0.05
 
 @dataclass(frozen=True)
 class Step:
-    """One affine step: plain floats, computed in float64. The operator that takes it is `ops.denoise_step`."""
+    """One affine step, in plain floats computed in float64; `ops.denoise_step` takes it."""
 
     index: int  # position in the schedule
     timestep: float  # what the network is given
@@ -56,20 +57,14 @@ class Step:
     noise_scale: float
     to_clean: tuple[float, float]  # x0 = to_clean[0] x + to_clean[1] y
     network_to_eps: tuple[float, float]  # e = [0] x + [1] prediction, in either form
-    clip_gain: float  # d x_next / d x0 with e held
+    clip_gain: (
+        float  # d x_next / d x0 with e held: clipping the clean estimate adds clip_gain * (clipped - clean)
+    )
 
     @property
     def needs_history(self) -> bool:
-        """True when c multiplies the previous step's clean estimate (DPM-Solver++(2M) after its first step)."""
+        """True when c multiplies the previous step's clean estimate (DPM-Solver++(2M))."""
         return self.c != 0.0
-
-    def clipped(self, x_next, clean, limit: float):
-        """The step's result with its clean estimate clamped to +-limit (diffusers' clip_sample): (x_next, clean).
-
-        Not affine, so it acts on the merged, guided, constrained prediction. The noise estimate is left as it is.
-        """
-        kept = clean.clamp(-limit, limit)
-        return x_next + self.clip_gain * (kept - clean), kept
 
 
 def _network_to(form: str, prediction: str, alpha: float, sigma: float) -> tuple[float, float]:
@@ -134,7 +129,7 @@ def _make_step(
 
 
 def _first_order(timestep: float, level: Level, target: Level, prediction: str) -> Step:
-    """The deterministic step between two levels: DDIM, Euler, flow matching and first-order DPM-Solver++ alike."""
+    """The deterministic step between two levels: DDIM, Euler, flow matching, first-order DPM-Solver++."""
     (alpha, sigma), (to_alpha, to_sigma) = level, target
     x = to_sigma / sigma
     a = to_alpha / alpha if alpha > 0 else 0.0
@@ -150,13 +145,13 @@ def _vp(abar: float) -> Level:
 
 
 def ddim(config: Config, steps: int, abar: np.ndarray, prediction: str, eta: float) -> list[Step]:
-    """DDIM. The level a step goes to is that of timestep - T//steps, as diffusers takes it, whatever the spacing."""
+    """DDIM. A step goes to the level of timestep - T//steps, as in diffusers, whatever the spacing."""
     final = 1.0 if option(config, "set_alpha_to_one", True) else float(abar[0])
     result = []
     for timestep in levels.spaced_timesteps(config, steps, default="leading"):
         previous = int(timestep) - len(abar) // steps
         now, then = float(abar[int(timestep)]), float(abar[previous]) if previous >= 0 else final
-        (alpha, sigma), (to_alpha, to_sigma) = level, target = _vp(now), _vp(then)
+        (alpha, sigma), (to_alpha, _) = level, target = _vp(now), _vp(then)
         if eta == 0:
             result.append(_first_order(timestep, level, target, prediction))
             continue
@@ -224,12 +219,13 @@ def _ratio_grid(config: Config, steps: int, abar: np.ndarray, sampler: str) -> t
     spreads = {"use_karras_sigmas": levels.karras_sigmas, "use_exponential_sigmas": levels.exponential_sigmas}
     for name, spread in spreads.items():
         if option(config, name, False):
-            # Euler spreads between the ends of its timesteps, DPM-Solver++ between the ends of the training grid.
-            ends = ratios if sampler == "euler" else grid[::-1]
+            # Euler spreads between the ends of its timesteps, DPM-Solver++ between the training grid's.
+            single = levels.single_precision_ratios(abar)
+            ends = ratios if sampler == "euler" else single[::-1]
             low = option(config, "sigma_min", None) or ends[-1]
             high = option(config, "sigma_max", None) or ends[0]
             ratios = spread(float(low), float(high), steps)
-            times = levels.sigma_to_timestep(ratios, grid)
+            times = levels.sigma_to_timestep(ratios, single)
             if sampler == "dpmpp_2m":  # diffusers keeps whole timesteps here
                 cosine = option(config, "beta_schedule", "linear") == "squaredcos_cap_v2"
                 times = np.round(times) if name == "use_karras_sigmas" and not cosine else np.floor(times)
@@ -238,13 +234,13 @@ def _ratio_grid(config: Config, steps: int, abar: np.ndarray, sampler: str) -> t
 
 
 def euler(config: Config, steps: int, abar: np.ndarray, prediction: str) -> list[Step]:
-    """Euler's method on dx/dr = e, r = sigma/alpha: in variance-preserving coordinates this is DDIM's step."""
+    """Euler's method on dx/dr = e, r = sigma/alpha; in variance-preserving coordinates, DDIM's step."""
     times, at = _ratio_grid(config, steps, abar, "euler")
     return [_first_order(time, at[i], at[i + 1], prediction) for i, time in enumerate(times)]
 
 
 def dpmpp_2m(config: Config, steps: int, abar: np.ndarray, prediction: str, first: int) -> list[Step]:
-    """DPM-Solver++(2M), midpoint or heun. Step `first`, where sampling begins, has no history: first order."""
+    """DPM-Solver++(2M), midpoint or heun. Step `first`, the first that is taken, has no history."""
     kind = option(config, "solver_type", "midpoint")
     times, at = _ratio_grid(config, steps, abar, "dpmpp_2m")
     final_first_order = (
