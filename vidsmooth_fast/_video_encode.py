@@ -63,7 +63,7 @@ class _LibavFile:
         time_base=None,
     ):
         name, settings = find_encoder(encoder, path.suffix or form)
-        self._container = av.open(str(path), "w", format=form, options=options or {})
+        self._container = av.open(f"file:{path}", "w", format=form, options=options or {})
         self._container.metadata.update(tags or {})
         self._stream = stream = self._container.add_stream(name, rate=rate, options=dict(settings))
         stream.height, stream.width = size
@@ -141,7 +141,8 @@ class WebMFile(Mp4File):
 
 
 class WebPFile:
-    """Animated WebP, endless. Times are whole milliseconds."""
+    """Animated WebP, endless. Times are whole milliseconds; libwebp shows a picture longer instead of storing an
+    equal one again."""
 
     def __init__(self, path: Path, size: tuple[int, int], rate: Fraction, comment: str):
         self._path, self._rate, self._comment, self._next = path, rate, comment, 0
@@ -219,7 +220,7 @@ class GifFile:
         self._waiting.unlink(missing_ok=True)
 
     def _stored(self) -> Iterator[av.VideoFrame]:
-        with av.open(str(self._waiting)) as container:
+        with av.open(f"file:{self._waiting}") as container:
             for order, frame in enumerate(container.decode(video=0)):
                 frame = frame.reformat(format="bgra")
                 frame.pts, frame.time_base = order, Fraction(1, 100)

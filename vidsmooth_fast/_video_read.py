@@ -246,7 +246,7 @@ def _display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
 
 def _open(path: Path) -> av.container.InputContainer:
     try:
-        container = av.open(str(path))
+        container = av.open(f"file:{path}")
     except FileNotFoundError:
         raise FileNotFoundError(f"no such video file: {path}") from None
     except PermissionError:

@@ -32,7 +32,10 @@ def add_sound(pictures: Path, sound: Sound, target: Path, form: str, options: di
     webm; at most two channels). Missing stretches become silence; it starts with the first frame."""
     names, bit_rate = CODECS[form]
     codec = next(name for name in names if name in av.codec.codecs_available)
-    with av.open(str(pictures)) as shown, av.open(str(target), "w", format=form, options=options) as out:
+    with (
+        av.open(f"file:{pictures}") as shown,
+        av.open(f"file:{target}", "w", format=form, options=options) as out,
+    ):
         out.metadata.update({k: v for k, v in shown.metadata.items() if k.lower() == "comment"})
         source = shown.streams.video[0]
         video = out.add_stream_from_template(source)
@@ -57,7 +60,7 @@ def add_sound(pictures: Path, sound: Sound, target: Path, form: str, options: di
 
 
 def _shape(path: Path, codec: str) -> tuple[int, str]:
-    with av.open(str(path)) as container:
+    with av.open(f"file:{path}") as container:
         context = container.streams.audio[0].codec_context
         rate = context.sample_rate
         layout = "mono" if context.layout.nb_channels == 1 else "stereo"
@@ -78,9 +81,11 @@ def _samples(sound: Sound, rate: int, layout: str) -> Iterator[np.ndarray]:
     """(channels, n) float32 blocks that together last exactly as long as the sound."""
     channels = 1 if layout == "mono" else 2
     total, written, at = round(sound.duration * rate), 0, None
-    with av.open(str(sound.path)) as container:
+    with av.open(f"file:{sound.path}") as container:
         stream = container.streams.audio[0]
-        resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
+        # Mixing many channels down to two in floating point clips; in whole numbers FFmpeg lowers the level.
+        sample = "s16p" if stream.codec_context.layout.nb_channels > 2 else "fltp"
+        resampler = av.AudioResampler(format=sample, layout=layout, rate=rate)
         if sound.start > 2:
             try:
                 container.seek(int((sound.start - 1) * av.time_base), backward=True)
@@ -94,6 +99,8 @@ def _samples(sound: Sound, rate: int, layout: str) -> Iterator[np.ndarray]:
                 at = expected or 0
             for part in resampler.resample(frame):
                 block = part.to_ndarray()
+                if sample == "s16p":
+                    block = (block / 32768).astype(np.float32)
                 length = block.shape[1]
                 if at > written:
                     gap = min(at, total) - written

@@ -112,6 +112,9 @@ def make_timeline(
     stay = last_duration if last_duration > 0 else int(np.median(np.diff(times)))
     total = (Fraction(int(times[-1] - times[0])) + stay) * time_base
     count = max(1, round(total * rate))
-    middle = (np.arange(count) + 0.5) / float(rate)
-    picks = np.searchsorted(elapsed, middle, side="right") - 1
+    tick = (
+        time_base * rate
+    )  # frames per tick; exact, because pictures often change just in the middle of a frame
+    middle = (2 * np.arange(count) + 1) * tick.denominator // (2 * tick.numerator)
+    picks = np.searchsorted(times - times[0], middle, side="right") - 1
     return Timeline(times, time_base, rate, picks)

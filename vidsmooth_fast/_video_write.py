@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import shutil
 import tempfile
@@ -93,7 +94,7 @@ class VideoWriter:
         kind = FILES.get(self.path.suffix.lower(), PngFolder) if not self.path.is_dir() else PngFolder
         suffix = "" if kind is PngFolder else self.path.suffix.lower()
         self._form = getattr(kind, "form", None)
-        self._temporary = self.path.with_name(f".{self.path.stem}.{uuid.uuid4().hex[:8]}.part{suffix}")
+        self._temporary = self.path.with_name(f".{self.path.stem[:60]}.{uuid.uuid4().hex[:8]}.part{suffix}")
         self._file = None
         with self._reported():
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -131,7 +132,8 @@ class VideoWriter:
                 self._file = None
                 self._add_sound()
                 self._check_whole()
-                _sync(self._temporary)
+                for written in [*self._temporary.glob("*"), self._temporary]:
+                    _sync(written)
                 if self.path.is_dir():
                     self.path.rmdir()
                 os.replace(self._temporary, self.path)
@@ -177,13 +179,13 @@ class VideoWriter:
         """A full disk is not always reported by the muxer: count what can be read back."""
         if self._form is None:
             return
-        with av.open(str(self._temporary)) as container:
+        with av.open(f"file:{self._temporary}") as container:
             found = sum(packet.size > 0 for packet in container.demux(video=0))
         if found < self.frames:
             raise OSError(errno.ENOSPC, f"only {found} of {self.frames} frames reached the disk")
 
     def _remove(self) -> None:
-        for left in self._temporary.parent.glob(f"{self._temporary.name}*"):
+        for left in self._temporary.parent.glob(f"{glob.escape(self._temporary.name)}*"):
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
     @contextlib.contextmanager
@@ -235,17 +237,14 @@ def sound_of(source) -> Sound | None:
 
 
 def _sync(path: Path) -> None:
-    """Ask the system to put a file, or a folder and the files in it, on disk."""
-    if path.is_dir() and path.name.startswith("."):
-        for inside in path.iterdir():
-            _sync(inside)
+    """Ask the system to put a file, or a folder's own entries, on disk."""
     if path.is_dir() and os.name == "nt":
         return
     number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # not every file system can
             raise
     finally:
         os.close(number)
