@@ -113,3 +113,27 @@ def test_shortcuts_equal_the_general_operator(kind):
 def test_neighbour_frames_meet_in_the_middle():
     assert kv_frames("neighbours", 6).tolist() == [[3, 1], [3, 2], [3, 3], [3, 3], [3, 3], [3, 4]]
     assert kv_frames("first-previous", 3).tolist() == [[0, 0], [0, 0], [0, 1]]
+
+
+@torch.inference_mode()
+def test_gen_l_video_network(golden):
+    """Gen-L-Video's network (keys from the middle frame and the neighbour towards it): its first co-denoising step."""
+    a, p = golden("genlv_merge_glvunet_even")
+    unet = VideoUNet.from_config({**p["config"], "attn1_frames": "neighbours"})
+    unet.load_state_dict(weights(a), strict=True)
+    t, s = (int(v) for v in a["input.timesteps"][:2])
+    x, text = a["input.latents"], torch.cat([a["input.uncond_text"], a["input.cond_text"]])
+    total, count = torch.zeros_like(x), torch.zeros(1, 1, x.shape[2], 1, 1)
+    for start, end in a["views"].long().tolist():
+        empty, full = unet(x[:, :, start:end].expand(2, -1, -1, -1, -1), t, text).chunk(2)
+        total[:, :, start:end] += empty + p["guidance_scale"] * (full - empty)
+        count[:, :, start:end] += 1
+    schedule = p["scheduler"]
+    betas = (
+        torch.linspace(schedule["beta_start"] ** 0.5, schedule["beta_end"] ** 0.5, 1000, dtype=torch.float64)
+        ** 2
+    )
+    alpha = (1 - betas).cumprod(0)
+    scale = (alpha[s] / alpha[t]).sqrt()
+    stepped = scale * x + ((1 - alpha[s]).sqrt() - scale * (1 - alpha[t]).sqrt()) * total / count
+    close(stepped.float(), a["gen.latents"][0], 1e-4)
