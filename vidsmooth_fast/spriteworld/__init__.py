@@ -1,0 +1,1 @@
+"""The procedural world of the embedded model: rendering, captions, data and training."""
