@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <vector>
@@ -48,6 +49,104 @@ void noise_constraint(int dtype, Sizes size, Address eps, Strides eps_strides, A
     VIDSMOOTH_CALL(noise_constraint, a);
 }
 
+void inversion_blend(int dtype, Sizes size, Address inverted, Strides inverted_strides, Address noise,
+                     Strides noise_strides, Address out, float weight, float forward, float backward,
+                     bool loop, int threads) {
+    InversionBlendArgs a;
+    a.dtype = static_cast<DType>(dtype);
+    std::copy(size.begin(), size.end(), a.size);
+    a.inverted = operand(inverted, inverted_strides);
+    a.noise = operand(noise, noise_strides);
+    a.out = pointer(out);
+    a.weight = weight;
+    a.forward = forward;
+    a.backward = backward;
+    a.loop = loop;
+    a.threads = threads;
+    VIDSMOOTH_CALL(inversion_blend, a);
+}
+
+// strides: of (G, B, N, C, K, H, W). The three addresses of `coverage` are those in kernels.h.
+WindowStack window_stack(Address data, const Strides& strides, const std::vector<float>& branch_weights,
+                         Address weights, const Strides& weight_strides, std::array<Address, 3> coverage) {
+    WindowStack w;
+    w.data = pointer<const void>(data);
+    w.branches = static_cast<std::int64_t>(branch_weights.size());
+    w.branch_stride = strides[0];
+    std::copy_n(strides.begin() + 1, 6, w.stride);
+    w.branch_weights = branch_weights.data();
+    w.weights = pointer<const float>(weights);
+    std::copy_n(weight_strides.begin(), 4, w.weight_stride);
+    w.first = pointer<const std::int64_t>(coverage[0]);
+    w.window = pointer<const std::int64_t>(coverage[1]);
+    w.position = pointer<const std::int64_t>(coverage[2]);
+    return w;
+}
+
+void window_merge(int dtype, Sizes size, Address windows, Strides strides, Address weights,
+                  Strides weight_strides, std::array<Address, 3> coverage, Address out, int threads) {
+    const std::vector<float> one{1.0f};
+    strides.insert(strides.begin(), 0);
+    WindowMergeArgs a;
+    a.dtype = static_cast<DType>(dtype);
+    std::copy(size.begin(), size.end(), a.size);
+    a.windows = window_stack(windows, strides, one, weights, weight_strides, coverage);
+    a.out = pointer(out);
+    a.threads = threads;
+    VIDSMOOTH_CALL(window_merge, a);
+}
+
+void denoise_step(int dtype, Sizes size, Address pred, Strides pred_strides,
+                  std::vector<float> branch_weights, Address weights, Strides weight_strides,
+                  std::array<Address, 3> coverage, Address x, Strides x_strides, Address history,
+                  Strides history_strides, Address reference, Strides reference_strides, Address noise,
+                  Strides noise_strides, float a, float b, float c, float noise_scale,
+                  std::array<float, 2> to_eps, std::array<float, 2> to_clean, float c_over_lambda,
+                  float strength, bool loop, Address out, Address clean, int threads) {
+    DenoiseStepArgs args;
+    args.dtype = static_cast<DType>(dtype);
+    std::copy(size.begin(), size.end(), args.size);
+    args.pred = window_stack(pred, pred_strides, branch_weights, weights, weight_strides, coverage);
+    args.x = operand(x, x_strides);
+    args.history = operand(history, history_strides);
+    args.reference = operand(reference, reference_strides);
+    args.noise = operand(noise, noise_strides);
+    args.a = a;
+    args.b = b;
+    args.c = c;
+    args.noise_scale = noise_scale;
+    std::copy(to_eps.begin(), to_eps.end(), args.to_eps);
+    std::copy(to_clean.begin(), to_clean.end(), args.to_clean);
+    args.c_over_lambda = c_over_lambda;
+    args.strength = strength;
+    args.loop = loop;
+    args.out = pointer<float>(out);
+    args.clean = pointer<float>(clean);
+    args.threads = threads;
+    VIDSMOOTH_CALL(denoise_step, args);
+}
+
+void temporal_attention(int dtype, std::array<std::int64_t, 5> size, std::array<Address, 3> in,
+                        std::array<std::array<std::int64_t, 2>, 3> strides, Address out, float scale,
+                        const std::vector<std::int64_t>& starts, std::int64_t window,
+                        const std::vector<float>& factors, int threads) {
+    TemporalAttentionArgs a;
+    a.dtype = static_cast<DType>(dtype);
+    a.batch = size[0], a.frames = size[1], a.pixels = size[2], a.heads = size[3], a.width = size[4];
+    for (int i = 0; i < 3; ++i) {
+        a.in[i] = pointer<const void>(in[i]);
+        std::copy(strides[i].begin(), strides[i].end(), a.stride[i]);
+    }
+    a.out = pointer(out);
+    a.scale = scale;
+    a.windows = static_cast<std::int64_t>(starts.size());
+    a.window = window;
+    a.starts = starts.data();
+    a.factors = factors.empty() ? nullptr : factors.data();
+    a.threads = threads;
+    VIDSMOOTH_CALL(temporal_attention, a);
+}
+
 }  // namespace
 }  // namespace vidsmooth
 
@@ -59,4 +158,8 @@ PYBIND11_MODULE(_C, m) {
     m.def("isas", &supported_isas, "The instruction sets that this build and processor have, worst first.");
     m.def("set_isa", &set_isa, py::arg("name"), "Use another instruction set (tests).");
     m.def("noise_constraint", &noise_constraint, no_gil);
+    m.def("inversion_blend", &inversion_blend, no_gil);
+    m.def("window_merge", &window_merge, no_gil);
+    m.def("denoise_step", &denoise_step, no_gil);
+    m.def("temporal_attention", &temporal_attention, no_gil);
 }

@@ -25,6 +25,63 @@ struct NoiseConstraintArgs {
     int threads;
 };
 
+struct InversionBlendArgs {
+    DType dtype;
+    int64_t size[5];  // B, C, F, H, W
+    Operand inverted, noise;
+    void* out;
+    float weight, forward, backward;
+    bool loop;
+    int threads;
+};
+
+// N overlapping windows, one or more guidance branches of them, and which of them contain which frame.
+struct WindowStack {
+    const void* data;
+    int64_t stride[6];  // B, N, C, K, H, W
+    int64_t branches, branch_stride;
+    const float* branch_weights;  // [branches]
+    const float* weights;
+    int64_t weight_stride[4];  // C, K, H, W
+    // Frame f is frame position[i] of window window[i] for each i in [first[f], first[f + 1]).
+    const int64_t *first, *window, *position;  // [F + 1], [N K], [N K]
+};
+
+struct WindowMergeArgs {
+    DType dtype;
+    int64_t size[5];  // B, C, F, H, W of the result
+    WindowStack windows;
+    void* out;
+    int threads;
+};
+
+struct DenoiseStepArgs {
+    DType dtype;      // of the predictions; everything else is fp32
+    int64_t size[5];  // B, C, F, H, W of x
+    WindowStack pred;
+    Operand x, history, reference, noise;
+    float a, b, c, noise_scale;
+    float to_eps[2], to_clean[2];
+    float c_over_lambda, strength;
+    bool loop;
+    float* out;
+    float* clean;  // null when not wanted
+    int threads;
+};
+
+struct TemporalAttentionArgs {
+    DType dtype;
+    int64_t batch, frames, pixels, heads, width;  // width: d, columns of one head
+    const void* in[3];                            // q, k, v: (batch*frames, pixels, heads*width)
+    int64_t stride[3][2];                         // of each, from frame to frame and from pixel to pixel
+    void* out;                                    // likewise, contiguous
+    float scale;
+    int64_t windows, window;  // N windows of K frames; one of all frames for plain attention
+    const int64_t* starts;    // N, in [0, frames); a window may run past the last frame into the first ones
+    const float* factors;     // (N, K): weight of each window's result in its frame; null means 1, without overlap
+    int threads;
+};
+
 }  // namespace vidsmooth
 
 #ifdef VIDSMOOTH_X86
@@ -47,4 +104,8 @@ struct NoiseConstraintArgs {
 
 namespace vidsmooth {
 VIDSMOOTH_DECLARE(noise_constraint, NoiseConstraintArgs)
+VIDSMOOTH_DECLARE(inversion_blend, InversionBlendArgs)
+VIDSMOOTH_DECLARE(window_merge, WindowMergeArgs)
+VIDSMOOTH_DECLARE(denoise_step, DenoiseStepArgs)
+VIDSMOOTH_DECLARE(temporal_attention, TemporalAttentionArgs)
 }  // namespace vidsmooth

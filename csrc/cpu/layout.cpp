@@ -24,6 +24,8 @@ void Grid::merge() {
     int64_t merged[4] = {1, 1, 1, 1}, strides[kMaxOperands][4] = {};
     int at = 4;  // the outermost merged axis so far; axis 3 is the row
     for (int axis = 3; axis >= 0; --axis) {
+        if (axis == 1 && at == 4)
+            --at;  // one pixel: the row stays of length 1, outputs are contiguous in H, W only
         if (size[axis] == 1) continue;
         bool joins = at < 4;
         for (int i = 0; joins && i < operands; ++i) joins = stride[i][axis] == strides[i][at] * merged[at];

@@ -20,24 +20,21 @@ class Rows {
 
     // frame: in [-1, frames]; -1 is the last frame and `frames` the first.
     const T* operator[](int64_t frame) {
-        if (frame < 0) frame = frames_ - 1;
-        if (frame == frames_) frame = 0;
-        const T* row = base_ + frame * frame_stride_;
+        const int64_t wrapped = frame < 0 ? frames_ - 1 : frame == frames_ ? 0 : frame;
+        const T* row = base_ + wrapped * frame_stride_;
         if (step_ == 1) return row;
-        const int slot = next_;
-        for (int i = 0; i < 3; ++i)
-            if (held_[i] == frame) return ring_[i];
-        next_ = (next_ + 1) % 3;
-        held_[slot] = frame;
-        for (int64_t i = 0; i < length_; ++i) ring_[slot][i] = row[i * step_];
+        const int slot = (frame + 3) % 3;  // three successive frames never share a slot
+        if (held_[slot] != frame) {
+            held_[slot] = frame;
+            for (int64_t i = 0; i < length_; ++i) ring_[slot][i] = row[i * step_];
+        }
         return ring_[slot];
     }
 
   private:
     const T* base_;
     int64_t step_, frame_stride_, frames_, length_;
-    int64_t held_[3] = {-1, -1, -1};
-    int next_ = 0;
+    int64_t held_[3] = {-2, -2, -2};
     T ring_[3][kTile];
 };
 

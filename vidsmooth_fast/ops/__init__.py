@@ -1,14 +1,20 @@
 """The fused operators: one name each, found in `ops/<name>.py` with its schema, reference and dispatch."""
 
 from ._dispatch import backend, report
+from .denoise_step import denoise_step
+from .inversion_blend import inversion_blend
 from .noise_constraint import noise_constraint
 from .sparse_causal_attention import sparse_causal_attention
 from .temporal_attention import temporal_attention
+from .window_merge import window_merge
 
 __all__ = [
     "backend",
+    "denoise_step",
+    "inversion_blend",
     "noise_constraint",
     "report",
     "sparse_causal_attention",
     "temporal_attention",
+    "window_merge",
 ]

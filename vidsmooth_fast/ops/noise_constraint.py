@@ -18,9 +18,7 @@ def _interior(y: Tensor, loop: bool) -> Tensor:
     """y where the constraint acts, 0 elsewhere: everywhere in a loop, else not at the first and last frame."""
     if loop:
         return y
-    inside = torch.ones(y.shape[2], dtype=y.dtype, device=y.device)
-    inside[0] = inside[-1] = 0
-    return y * inside[:, None, None]
+    return y.index_fill(2, torch.tensor([0, y.shape[2] - 1], device=y.device), 0)
 
 
 def reference(

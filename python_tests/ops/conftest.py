@@ -1,0 +1,69 @@
+"""What every operator test shares: the tolerance rule, poisoned memory, and every instruction set in turn."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vidsmooth_fast import ops
+from vidsmooth_fast.ops import _dispatch
+
+
+def check_error(actual: torch.Tensor, torch_result: torch.Tensor, exact: torch.Tensor) -> None:
+    """Error at most max(twice what PyTorch itself makes in that dtype, 2 ulp of the largest reference value)."""
+    assert actual.shape == exact.shape
+    assert exact.dtype == torch.float64
+    largest = exact.abs().max()
+    ulp = torch.finfo(actual.dtype).eps * 2.0 ** torch.floor(torch.log2(largest)).item()
+    limit = max(2 * (torch_result.double() - exact).abs().max().item(), 2 * ulp)
+    error = (actual.double() - exact).abs().max().item()  # NaN fails the comparison
+    assert error <= limit, f"error {error:.3g}, allowed {limit:.3g}"
+
+
+@pytest.fixture(scope="session")
+def within_rule():
+    return check_error
+
+
+def _variants() -> list[str]:
+    module = _dispatch.extension()
+    return ["torch"] + ([f"cpu-{isa}" for isa in module.isas()] if module else [])
+
+
+@pytest.fixture(params=_variants())
+def each_backend(request):
+    """Runs the test on the plain PyTorch backend and on the C++ kernels of every instruction set there is."""
+    name, _, isa = request.param.partition("-")
+    module = _dispatch.extension()
+    with ops.backend(name):
+        if isa:
+            before = module.isa()
+            module.set_isa(isa)
+            yield request.param
+            module.set_isa(before)
+        else:
+            yield request.param
+
+
+@pytest.fixture
+def poisoned():
+    """torch.empty returns NaN, so that an element nobody wrote is seen."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+_LAYOUTS = {
+    "contiguous": lambda t: t,
+    # (B·F, C, H, W) seen as (B, C, F, H, W), as the network returns it
+    "frames first": lambda t: t.transpose(1, 2).contiguous().transpose(1, 2),
+    "channels last": lambda t: t.permute(0, 2, 3, 4, 1).contiguous().permute(0, 4, 1, 2, 3),
+    "a crop": lambda t: torch.nn.functional.pad(t, (1, 2, 3, 1))[..., 3:-1, 1:-2],
+}
+
+
+@pytest.fixture(params=_LAYOUTS)
+def layout(request):
+    """A function that moves a video's elements in memory without changing its values."""
+    return _LAYOUTS[request.param]
