@@ -10,6 +10,7 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
+from av.stream import Disposition
 
 from vidsmooth_fast._video_metadata import parse_metadata
 from vidsmooth_fast._video_timeline import Timeline, make_timeline
@@ -211,7 +212,8 @@ def to_rgb(frame: av.VideoFrame) -> np.ndarray:
         return frame.reformat(format="rgb24").to_ndarray()
     guess = "ITU709" if frame.height >= 720 or frame.width >= 1280 else "ITU601"
     matrix = _MATRICES.get(int(frame.colorspace), guess)
-    return frame.reformat(format="rgb24", src_colorspace=matrix).to_ndarray()
+    # PyAV before 17 passes over the source's matrix when the target's is the same or not given.
+    return frame.reformat(format="rgb24", src_colorspace=matrix, dst_colorspace="DEFAULT").to_ndarray()
 
 
 def on_white(image: np.ndarray) -> np.ndarray:
@@ -263,11 +265,11 @@ def _open(path: Path) -> av.container.InputContainer:
 
 def _video_stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
     for stream in container.streams.video:
-        if not int(stream.disposition) & 0x400:  # 0x400 marks a cover picture
+        if not stream.disposition & Disposition.attached_pic:  # the cover of a song
             stream.thread_type = "AUTO"
             stream.codec_context.thread_count = 4
             return stream
-    kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
+    kinds = ", ".join(sorted({s.type for s in container.streams} - {"video"})) or "nothing to play"
     raise ValueError(f"{path} has no video stream (it holds {kinds})")
 
 

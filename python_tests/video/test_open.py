@@ -11,6 +11,7 @@ import av
 import cv2
 import numpy as np
 import pytest
+from av.stream import Disposition
 
 from python_tests.video.clips import number_of, picture
 from vidsmooth_fast.video import Video
@@ -220,14 +221,22 @@ def test_what_is_not_a_video_is_named_in_one_line(tmp_path, make_clip):
             Video.open(tmp_path / name)
         assert "\n" not in str(caught.value)
 
-    with av.open(str(tmp_path / "sound.m4a"), "w") as out:
-        audio = out.add_stream("aac", rate=48000, layout="mono")
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 4800), np.float32), format="fltp", layout="mono")
-        frame.sample_rate, frame.pts = 48000, 0
-        out.mux(audio.encode(frame))
-        out.mux(audio.encode(None))
-    with pytest.raises(ValueError, match=r"sound\.m4a has no video stream \(it holds audio\)"):
-        Video.open(tmp_path / "sound.m4a")
+    for name, cover in (("sound.m4a", False), ("song.mp4", True)):
+        with av.open(str(tmp_path / name), "w") as out:
+            audio = out.add_stream("aac", rate=48000, layout="mono")
+            if cover:
+                still = out.add_stream("png", rate=1)
+                still.width, still.height, still.pix_fmt = 64, 48, "rgb24"
+                still.disposition = Disposition.attached_pic.value
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 4800), np.float32), format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = 48000, 0
+            out.mux(audio.encode(frame))
+            out.mux(audio.encode(None))
+            if cover:
+                out.mux(still.encode(av.VideoFrame.from_ndarray(picture(0))))
+                out.mux(still.encode(None))
+        with pytest.raises(ValueError, match=rf"{name} has no video stream \(it holds audio\)"):
+            Video.open(tmp_path / name)
 
     with av.open(str(tmp_path / "none.mkv"), "w") as out:  # a video stream without a picture
         stream = out.add_stream("libx264", rate=24)
