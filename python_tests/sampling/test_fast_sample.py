@@ -1,0 +1,316 @@
+"""fast_sample as its users call it: the same result however it was computed, and refusals before any work."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from python_tests.tiny import tiny_model
+from vidsmooth_fast import InversionBlend, NoiseConstraint, Video, fast_sample, invert
+from vidsmooth_fast.sampling import budget
+from vidsmooth_fast.sampling.job import back_and_forth
+
+QUICK = dict(steps=3, window=4, stride=2, guidance=2.0, progress=False)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def clip():
+    """Seven frames of a bright square that moves over a gradient."""
+    frames = []
+    for i in range(7):
+        frame = np.tile(np.linspace(30, 200, 16, dtype=np.uint8)[None, :, None], (16, 1, 3))
+        frame[4:10, i : i + 6] = (250, 60, 60)
+        frames.append(frame)
+    return Video.from_frames(frames, fps=12)
+
+
+def sample(model, prompt="a red car", frames=7, **options):
+    return fast_sample(model, prompt, frames, **{**QUICK, **options})
+
+
+def test_returns_a_video_with_latents_and_settings(model):
+    video = sample(model, frames=7)
+    assert len(video) == 7 and video.size == (16, 16)
+    assert video.latents.shape == (1, 4, 7, 8, 8) and video.latents.isfinite().all()
+    settings = video.metadata["vidsmooth_fast"]
+    assert settings["frames"] == 7 and settings["prompt"] == "a red car" and settings["init"] == "freenoise"
+
+
+def test_one_frame_and_shorter_than_a_window(model):
+    assert len(sample(model, frames=1)) == 1
+    assert len(sample(model, frames=3)) == 3
+
+
+@pytest.mark.parametrize("merge", ["latent", "attention"])
+@pytest.mark.parametrize("scheduler", ["ddim", "dpmpp_2m", "euler", "ddpm"])
+def test_schedulers_and_merges(model, merge, scheduler):
+    video = sample(model, merge=merge, scheduler=scheduler)
+    assert video.latents.isfinite().all()
+
+
+def test_merges_agree_when_one_window_holds_the_video(model):
+    a, b = (sample(model, frames=6, window=6, stride=6, merge=m).latents for m in ("latent", "attention"))
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("max_batch", [1, 2, 5])
+def test_result_does_not_depend_on_batching(model, max_batch):
+    a, b = (sample(model, max_batch=m).latents for m in ("auto", max_batch))
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_same_seed_same_frames_other_seed_others(model):
+    a, b, c = (sample(model, seed=s, eta=0.5).latents for s in (1, 1, 2))
+    assert torch.equal(a, b) and not torch.allclose(a, c)
+
+
+def test_prompts_over_time_reach_their_frames(model):
+    one, both = sample(model, ["a red car", "a blue boat"], frames=12), sample(model, "a red car", frames=12)
+    change = (one.latents - both.latents).abs().mean((0, 1, 3, 4))
+    assert change[:2].mean() < change[-2:].mean()
+    per_frame = sample(model, {0: "a red car", 11: "a blue boat"}, frames=12, merge="attention")
+    assert per_frame.latents.isfinite().all()
+
+
+@pytest.mark.parametrize("options", [{}, {"smooth": NoiseConstraint(0.2)}])
+def test_loop_has_no_first_frame(model, options):
+    """With a loop every seam is alike: rotating the initial noise by a stride rotates the video."""
+    noise = torch.randn(1, 4, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    kw = dict(frames=8, loop=True, **options)
+    still = sample(model, latents=noise, **kw).latents
+    turned = sample(model, latents=noise.roll(2, 2), **kw).latents
+    torch.testing.assert_close(turned, still.roll(2, 2), rtol=1e-4, atol=1e-4)
+
+
+def test_source_sets_length_rate_and_layout(model, clip):
+    video = sample(model, frames=10, source=clip, source_prompt="a red car")
+    assert len(video) == 10 and video.fps == 12
+    assert back_and_forth(7, 10).tolist() == [0, 1, 2, 3, 4, 5, 6, 5, 4, 3]
+    assert back_and_forth(1, 3).tolist() == [0, 0, 0]
+
+
+def test_inversion_and_back_returns_to_the_source(clip):
+    """Without guidance and with the same prompt, sampling undoes the inversion of a network that is smooth in x."""
+    model = tiny_model()
+    with torch.no_grad():
+        model.unet.conv_out.weight *= 0.1
+    options = dict(QUICK, steps=40, guidance=1.0)
+    inversion = invert(model, clip, "a red car", steps=40, window=4, stride=2, progress=False)
+    back = fast_sample(model, "a red car", 7, latents=inversion.latents, **options)
+    error = (back.latents - inversion.clean).pow(2).mean() / inversion.clean.pow(2).mean()
+    assert error < 0.02, f"relative error {error:.3f}"
+    edited = fast_sample(model, "a red car", 7, source=clip, source_prompt="a red car", **options)
+    torch.testing.assert_close(edited.latents, back.latents, rtol=1e-4, atol=1e-4)
+
+
+def test_inversion_is_saved_and_read(model, clip, tmp_path):
+    inversion = invert(
+        model, clip, "a red car", steps=2, window=4, stride=2, blend=InversionBlend(0.3), progress=False
+    )
+    inversion.save(tmp_path / "inverted.safetensors")
+    again = type(inversion).open(tmp_path / "inverted.safetensors")
+    assert torch.equal(again.latents, inversion.latents) and again.prompt == "a red car" and again.fps == 12
+    (tmp_path / "broken.safetensors").write_bytes(b"no")
+    with pytest.raises(ValueError, match="not a saved inversion"):
+        type(inversion).open(tmp_path / "broken.safetensors")
+
+
+def test_low_strength_stays_near_the_source(model, clip):
+    near, far = (sample(model, source=clip, strength=s, steps=10).latents for s in (0.2, 0.9))
+    clean = model.encode_video(clip)
+    assert (near - clean).pow(2).mean() < (far - clean).pow(2).mean()
+
+
+def test_smoothing_smooths(model):
+    """The second difference over time of the predicted video falls with the strength."""
+    rough, smooth = (
+        sample(model, frames=12, steps=10, init="independent", smooth=s).latents
+        for s in (None, NoiseConstraint(0.25))
+    )
+    assert smooth.diff(n=2, dim=2).abs().mean() < 0.5 * rough.diff(n=2, dim=2).abs().mean()
+
+
+def test_published_targets_default_to_shared_noise_and_warn_otherwise(model):
+    video = sample(model, smooth=NoiseConstraint(0.1, "published"))
+    assert video.metadata["vidsmooth_fast"]["init"] == "shared"
+    with pytest.warns(UserWarning, match="amplifies flicker"):
+        sample(model, smooth=NoiseConstraint(0.1, "simple"), init="independent")
+
+
+def test_output_is_streamed_to_a_file_with_its_settings(model, tmp_path):
+    video = sample(model, output=tmp_path / "video.mp4")
+    assert [p.name for p in tmp_path.iterdir()] == ["video.mp4"]
+    again = Video.open(tmp_path / "video.mp4")
+    assert len(again) == len(video) == 7
+    assert again.metadata["vidsmooth_fast"]["prompt"] == "a red car"
+
+
+def test_callback_sees_every_step(model):
+    seen = []
+    sample(model, callback=lambda step, total, latents: seen.append((step, total, tuple(latents.shape))))
+    assert seen == [(i, 3, (1, 4, 7, 8, 8)) for i in (1, 2, 3)]
+
+
+def test_half_precision_network_stays_close(model):
+    full, half = sample(model).latents, sample(model, dtype="bfloat16").latents
+    assert model.dtype == torch.float32, "the caller's model must stay as it was"
+    assert half.dtype == torch.float32
+    assert (half - full).pow(2).mean() < 0.02 * full.pow(2).mean()
+
+
+KILLED = """
+import sys, torch
+sys.path.insert(0, {root!r})
+from python_tests.tiny import tiny_model
+from vidsmooth_fast import fast_sample, Video
+torch.set_num_threads(1)
+fast_sample(tiny_model(), "a red car", 7, source=Video.open({clip!r}), steps=6, window=4, stride=2, guidance=2.0,
+            scheduler="dpmpp_2m", progress=False, resume={state!r}, output={output!r},
+            callback=lambda *a: (print("step", flush=True), __import__("time").sleep(0.2)))
+"""
+
+
+@pytest.mark.parametrize("after", [0, 2, 5])
+def test_killed_run_resumes_to_the_same_frames(clip, tmp_path, after):
+    """The process is killed with SIGKILL after its n-th denoising step, or (0) during the inversion."""
+    clip.save(tmp_path / "clip.mp4")
+    root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+
+    def start(name):
+        paths = dict(
+            clip=str(tmp_path / "clip.mp4"), state=str(tmp_path / name), output=str(tmp_path / f"{name}.mp4")
+        )
+        code = KILLED.format(root=root, **paths)
+        return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+
+    whole = start("whole")
+    assert whole.wait(120) == 0
+    killed = start("killed")
+    if after == 0:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "killed").exists() and time.monotonic() < deadline:
+            time.sleep(0.005)
+    for _ in range(after):
+        assert killed.stdout.readline() == "step\n"
+    killed.send_signal(signal.SIGKILL)
+    killed.wait(60)
+    assert (tmp_path / "killed").exists() and not (tmp_path / "killed.mp4").exists()
+    again = start("killed")
+    steps = len(again.stdout.read().splitlines())
+    assert again.wait(120) == 0 and steps == 6 - after
+    assert not (tmp_path / "killed").exists(), "a finished run leaves nothing to resume"
+    a, b = (np.stack(list(Video.open(tmp_path / f"{name}.mp4"))) for name in ("whole", "killed"))
+    assert np.array_equal(a, b)
+
+
+def test_resuming_another_run_is_refused(model, tmp_path):
+    state = tmp_path / "state"
+
+    def stop(step, total, latents):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sample(model, resume=state, callback=stop)
+    with pytest.raises(ValueError, match="another model, prompt, source or settings"):
+        sample(model, "a blue boat", resume=state)
+    state.write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match="not a checkpoint"):
+        sample(model, resume=state)
+
+
+def test_ctrl_c_leaves_no_output(model, tmp_path, monkeypatch):
+    def interrupted(*args, **kwargs):
+        yield np.zeros((16, 16, 3), np.uint8)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(model), "decode_latents", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sample(model, output=tmp_path / "video.mp4")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"frames": 0}, "frames: expected a whole number of at least 1"),
+        ({"frames": 2.5}, "frames: expected a whole number"),
+        ({"window": 1}, "window: expected a whole number of at least 2"),
+        ({"stride": 5}, "stride: expected at most the window"),
+        ({"stride": 0}, "stride"),
+        ({"steps": 0}, "steps"),
+        ({"scheduler": "plms"}, "scheduler: expected one of ddim, dpmpp_2m"),
+        ({"window_weights": "boxcar"}, "window_weights: expected one of flat"),
+        ({"merge": "pixels"}, "merge: expected one of latent, attention"),
+        ({"init": "zeros"}, "init: expected one of"),
+        ({"init": "inversion"}, "needs a source"),
+        ({"guidance": -1}, "guidance"),
+        ({"strength": 0}, "strength"),
+        ({"strength": 1.5}, "strength"),
+        ({"eta": 2}, "eta"),
+        ({"height": 17}, "height: expected a multiple of 2 for this model, got 17; try 16 or 18"),
+        ({"width": 1}, "width"),
+        ({"max_batch": 0}, "max_batch"),
+        ({"smooth": 0.3}, "expected a NoiseConstraint"),
+        ({"smooth": NoiseConstraint(0.1, "source")}, "needs a source clip"),
+        ({"blend": InversionBlend(0.5)}, "acts on the inversion"),
+        ({"latents": torch.zeros(1, 4, 6, 8, 8)}, r"latents: expected shape \(1, 4, 7, 8, 8\)"),
+        ({"controls": 1}, "not supported"),
+        ({"source": "nowhere.mp4"}, "nowhere.mp4"),
+        ({"output": "video.xyz"}, "xyz"),
+        ({"output": "/proc/video.mp4"}, "/proc"),
+        ({"resume": "/nonexistent/state"}, "does not exist"),
+        ({"prompt": []}, "prompt"),
+    ],
+)
+def test_bad_options_are_named_before_any_work(model, options, says, monkeypatch):
+    def never(*args, **kwargs):
+        raise AssertionError("work was started")
+
+    monkeypatch.setattr(type(model.unet), "forward", never)
+    with pytest.raises((ValueError, OSError), match=says) as caught:
+        sample(model, **{"prompt": "a red car", **options})
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_model():
+    with pytest.raises(ValueError, match="sprite-wurld") as caught:
+        fast_sample("sprite-wurld", "a red car", 4)
+    assert "\n" not in str(caught.value)
+
+
+def test_long_prompt_warns_and_says_what_was_cut(model):
+    with pytest.warns(UserWarning, match="hiking"):
+        sample(model, "a red car is driving on the snow , a blue boat is on the sea , a man is hiking")
+
+
+def test_too_little_memory_is_said_before_the_work(model, monkeypatch):
+    monkeypatch.setattr(budget, "free_bytes", lambda device: 1000)
+    with pytest.raises(MemoryError, match="free"):
+        sample(model)
+
+
+def test_small_memory_makes_small_batches(model, monkeypatch):
+    calls = []
+    forward = type(model.unet).forward
+    monkeypatch.setattr(
+        type(model.unet),
+        "forward",
+        lambda self, x, *a, **k: (calls.append(len(x)), forward(self, x, *a, **k))[1],
+    )
+    sample(model)
+    assert set(calls) == {6}, "three windows of a guidance pair in one call"
+    calls.clear()
+    one = budget.network_bytes(model.unet.config, torch.float32, 1, 4, 8, 8)
+    monkeypatch.setattr(budget, "free_bytes", lambda device: 5 * one)
+    sample(model)
+    assert max(calls) <= 2
