@@ -436,6 +436,18 @@ def test_trained_betas_and_unused_defaults():
     )  # Euler's own default, linspace
 
 
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+@pytest.mark.parametrize("scheduler", ["ddim", "ddpm", "euler", "dpmpp_2m"])
+def test_every_number_of_steps_has_that_many_timesteps_on_the_grid(scheduler, spacing):
+    config = dict(STABLE_DIFFUSION, timestep_spacing=spacing)
+    for steps in (*range(1, 120), 250, 333, 500, 501, 777, 999, 1000):
+        if scheduler == "dpmpp_2m" and spacing == "leading" and steps == 1000:
+            continue  # 1000 // 1001 = 0: diffusers, too, has no timesteps to give
+        times = make_schedule(config, scheduler=scheduler, steps=steps).timesteps
+        assert len(times) == steps and 0 <= min(times) and max(times) <= 999
+        assert all(a >= b for a, b in zip(times, times[1:], strict=False))
+
+
 BAD = [
     (dict(scheduler="plms"), "scheduler must be one of"),
     (dict(prediction_type="score"), "prediction_type must be one of"),
@@ -473,6 +485,7 @@ BAD_CONFIGS = [
     ("dpmpp_2m", dict(use_lu_lambdas=True), "use_lu_lambdas"),
     ("dpmpp_2m", dict(use_flow_sigmas=True), "use_flow_sigmas"),
     ("flow", dict(use_dynamic_shifting=True), "use_dynamic_shifting"),
+    ("ddim", dict(num_train_timesteps=10, steps_offset=1), "ask for timestep 10"),
 ]
 
 

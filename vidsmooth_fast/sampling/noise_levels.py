@@ -66,29 +66,33 @@ def alphas_cumprod(config: Mapping[str, Any]) -> np.ndarray:
     return torch.cumprod(1.0 - betas, dim=0).double().numpy()
 
 
+def _checked(times: np.ndarray, count: int) -> np.ndarray:
+    if times.max() > count - 1:
+        raise ValueError(
+            f"{len(times)} steps ask for timestep {times.max():g} of a network trained on 0 ... {count - 1} "
+            "(steps_offset): use fewer steps, or steps_offset 0"
+        )
+    return times.astype(np.float64)
+
+
 def spaced_timesteps(
     config: Mapping[str, Any], steps: int, *, default: str, rounded: bool = True
 ) -> np.ndarray:
-    """Descending timesteps of DDIM, DDPM and Euler: (steps,) float64, whole numbers unless `rounded` is
-    False.
+    """Descending timesteps of DDIM, DDPM and Euler: (steps,) float64, whole numbers unless `rounded` is False.
 
     leading: 0, T//n, 2(T//n), ... plus steps_offset;  linspace: 0 ... T-1;  trailing: T-1, T-1-T/n, ...
+    Raises ValueError for another spacing, and where the offset leads beyond the training grid.
     """
-    count, spacing = (
-        int(option(config, "num_train_timesteps", 1000)),
-        option(config, "timestep_spacing", default),
-    )
+    count = int(option(config, "num_train_timesteps", 1000))
+    spacing, offset = option(config, "timestep_spacing", default), option(config, "steps_offset", 0)
     if spacing == "linspace":
-        times = np.linspace(0, count - 1, steps)
-        if not rounded:  # diffusers' Euler keeps the fraction, in float32
-            times = times.astype(np.float32).astype(np.float64)
-        return (times.round() if rounded else times)[::-1].copy()
+        times = np.linspace(0, count - 1, steps)[::-1]
+        # diffusers' Euler keeps the fraction, in float32
+        return _checked(times.round() if rounded else times.astype(np.float32), count)
     if spacing == "leading":
-        return (np.arange(steps) * (count // steps))[::-1].astype(np.float64) + option(
-            config, "steps_offset", 0
-        )
+        return _checked((np.arange(steps) * (count // steps))[::-1] + offset, count)
     if spacing == "trailing":
-        return np.round(np.arange(count, 0, -count / steps)) - 1
+        return _checked(np.round(np.arange(count, 0, -count / steps)[:steps]) - 1, count)
     raise ValueError(f"timestep_spacing must be one of {', '.join(SPACINGS)}, got {spacing!r}")
 
 
@@ -99,12 +103,12 @@ def dpm_timesteps(config: Mapping[str, Any], steps: int, abar: np.ndarray) -> np
     half_log_snr = (0.5 * np.log(abar / (1 - abar))).astype(np.float32)
     last = count - int(np.searchsorted(half_log_snr[::-1], np.float32(lowest)))
     if spacing == "linspace":
-        return np.linspace(0, last - 1, steps + 1).round()[:0:-1].copy()
+        return _checked(np.linspace(0, last - 1, steps + 1).round()[:0:-1], count)
     if spacing == "leading":
         times = np.arange(steps + 1) * (last // (steps + 1))
-        return times[:0:-1].astype(np.float64) + option(config, "steps_offset", 0)
+        return _checked(times[:0:-1] + option(config, "steps_offset", 0), count)
     if spacing == "trailing":
-        return np.arange(last, 0, -count / steps).round() - 1
+        return _checked(np.arange(last, 0, -count / steps).round()[:steps] - 1, count)
     raise ValueError(f"timestep_spacing must be one of {', '.join(SPACINGS)}, got {spacing!r}")
 
 

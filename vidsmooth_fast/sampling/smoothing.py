@@ -113,7 +113,8 @@ def published_constant(schedule: Schedule, timestep: float) -> float:
     It is 1/b of the step between the two, negative; -352 at t = 500 of Stable Diffusion. Before timestep 0
     comes the picture itself, alpha' = 1 (the published program wraps around to the last timestep there).
     """
-    at = max(0, min(round(timestep), schedule.num_train_timesteps - 1))
+    first = 1 if schedule.alphas_cumprod is None else 0  # flow matching trains on sigma = 1/T ... 1
+    at = max(first, min(round(timestep), schedule.num_train_timesteps - 1 + first))
     (alpha, sigma), (alpha_before, sigma_before) = (schedule.training_level(t) for t in (at, at - 1))
     return alpha / (alpha * sigma_before - alpha_before * sigma)
 

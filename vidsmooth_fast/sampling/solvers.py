@@ -250,7 +250,8 @@ def dpmpp_2m(config: Config, steps: int, abar: np.ndarray, prediction: str, firs
     )
     result = []
     for i, time in enumerate(times):
-        if i <= first or (i == steps - 1 and final_first_order):
+        rounded_to_one = at[i] in (at[i - 1], at[i + 1])  # timesteps so close that history has no slope
+        if i <= first or rounded_to_one or (i == steps - 1 and final_first_order):
             result.append(_first_order(time, at[i], at[i + 1], prediction))
             continue
         # h: advance in lambda = log(alpha/sigma). x_next = x + base clean + slope (clean - history)
