@@ -61,47 +61,54 @@ ALWAYS_INLINE Lanes<W> exp_negative(Lanes<W> x) {
     return (Lanes<W>)((Bits<W>)y + exponent);
 }
 
+#if defined(__AVX2__)
+ALWAYS_INLINE void store_columns(__m256 r0, __m256 r1, __m256 r2, __m256 r3, float* to) {
+    const __m256 low01 = _mm256_unpacklo_ps(r0, r1), high01 = _mm256_unpackhi_ps(r0, r1);
+    const __m256 low23 = _mm256_unpacklo_ps(r2, r3), high23 = _mm256_unpackhi_ps(r2, r3);
+    _mm256_storeu_ps(to, _mm256_shuffle_ps(low01, low23, 0x44));
+    _mm256_storeu_ps(to + 8, _mm256_shuffle_ps(low01, low23, 0xee));
+    _mm256_storeu_ps(to + 16, _mm256_shuffle_ps(high01, high23, 0x44));
+    _mm256_storeu_ps(to + 24, _mm256_shuffle_ps(high01, high23, 0xee));
+}
+// columns 0..4 of rows 0 and 4
+ALWAYS_INLINE __m256 rows_apart(const float* x, int64_t stride, __m256) {
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(x)), _mm_loadu_ps(x + 4 * stride), 1);
+}
+#endif
+#if defined(__AVX512F__)
+// The zero-masked forms, because GCC 12 warns that the plain ones use an uninitialised value.
+ALWAYS_INLINE void store_columns(__m512 r0, __m512 r1, __m512 r2, __m512 r3, float* to) {
+    const __mmask16 all = 0xffff;
+    const __m512 low01 = _mm512_maskz_unpacklo_ps(all, r0, r1), high01 = _mm512_maskz_unpackhi_ps(all, r0, r1);
+    const __m512 low23 = _mm512_maskz_unpacklo_ps(all, r2, r3), high23 = _mm512_maskz_unpackhi_ps(all, r2, r3);
+    _mm512_storeu_ps(to, _mm512_maskz_shuffle_ps(all, low01, low23, 0x44));
+    _mm512_storeu_ps(to + 16, _mm512_maskz_shuffle_ps(all, low01, low23, 0xee));
+    _mm512_storeu_ps(to + 32, _mm512_maskz_shuffle_ps(all, high01, high23, 0x44));
+    _mm512_storeu_ps(to + 48, _mm512_maskz_shuffle_ps(all, high01, high23, 0xee));
+}
+// columns 0..4 of rows 0, 4, 8 and 12
+ALWAYS_INLINE __m512 rows_apart(const float* x, int64_t stride, __m512) {
+    __m512 r = _mm512_zextps128_ps512(_mm_loadu_ps(x));
+    r = _mm512_maskz_insertf32x4(0xffff, r, _mm_loadu_ps(x + 4 * stride), 1);
+    r = _mm512_maskz_insertf32x4(0xffff, r, _mm_loadu_ps(x + 8 * stride), 2);
+    return _mm512_maskz_insertf32x4(0xffff, r, _mm_loadu_ps(x + 12 * stride), 3);
+}
+#endif
+
 // to[c][i] = from[i][c] for W rows i and c < d, rounded up to 4
 template <int W>
 ALWAYS_INLINE void transpose(const float* from, int64_t stride, int64_t d, float* to) {
     for (int64_t c = 0; c < d; c += 4) {
-#if defined(__AVX2__)
         if constexpr (W >= 8) {
             const float* x = from + c;
-#    if defined(__AVX512F__)
-            using V = __m512;  // maskz_ forms: GCC 12 takes the plain ones for uninitialised
-            V r[4];
-            for (int i = 0; i < 4; ++i, x += stride) {  // rows i, i+4, i+8, i+12, four columns of each
-                r[i] = _mm512_castps128_ps512(_mm_loadu_ps(x));
-                r[i] = _mm512_maskz_insertf32x4(0xffff, r[i], _mm_loadu_ps(x + 4 * stride), 1);
-                if constexpr (W == 16) {
-                    r[i] = _mm512_maskz_insertf32x4(0xffff, r[i], _mm_loadu_ps(x + 8 * stride), 2);
-                    r[i] = _mm512_maskz_insertf32x4(0xffff, r[i], _mm_loadu_ps(x + 12 * stride), 3);
-                }
-            }
-#        define UNPACK(half, a, b) _mm512_maskz_unpack##half##_ps(0xffff, a, b)
-#        define SHUFFLE(a, b, order) _mm512_maskz_shuffle_ps(0xffff, a, b, order)
-#    else
-            using V = __m256;
-            V r[4];
-            for (int i = 0; i < 4; ++i, x += stride)
-                r[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(x)),
-                                            _mm_loadu_ps(x + 4 * stride), 1);
-#        define UNPACK(half, a, b) _mm256_unpack##half##_ps(a, b)
-#        define SHUFFLE(a, b, order) _mm256_shuffle_ps(a, b, order)
-#    endif
-            const V low01 = UNPACK(lo, r[0], r[1]), low23 = UNPACK(lo, r[2], r[3]);
-            const V high01 = UNPACK(hi, r[0], r[1]), high23 = UNPACK(hi, r[2], r[3]);
-            const V y[4] = {SHUFFLE(low01, low23, 0x44), SHUFFLE(low01, low23, 0xee),
-                            SHUFFLE(high01, high23, 0x44), SHUFFLE(high01, high23, 0xee)};
-#    undef UNPACK
-#    undef SHUFFLE
-            for (int i = 0; i < 4; ++i) __builtin_memcpy(to + (c + i) * W, &y[i], 4 * W);
-            continue;
+            const Lanes<W> any = {};
+            store_columns(rows_apart(x, stride, any), rows_apart(x + stride, stride, any),
+                          rows_apart(x + 2 * stride, stride, any), rows_apart(x + 3 * stride, stride, any),
+                          to + c * W);
+        } else {
+            for (int column = 0; column < 4; ++column)
+                for (int i = 0; i < W; ++i) to[(c + column) * W + i] = from[i * stride + c + column];
         }
-#endif
-        for (int column = 0; column < 4; ++column)
-            for (int i = 0; i < W; ++i) to[(c + column) * W + i] = from[i * stride + c + column];
     }
 }
 

@@ -33,3 +33,13 @@ def like(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
 def wide(tensor: Tensor) -> Tensor:
     """The tensor in the dtype that sums are kept in: fp32 for half precision, its own otherwise."""
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, frames: int, heads: int) -> None:
+    """q, k, v: alike, (B·F, P, h·d), divisible by the frames and the heads."""
+    floating("q", q, "B*F, P, h*d")
+    like("k", k, "q", q)
+    like("v", v, "q", q)
+    for name, value, whole, what in (("frames", frames, q.shape[0], "rows"), ("heads", heads, q.shape[2], "columns")):
+        if not isinstance(value, int | torch.SymInt) or value < 1 or whole % value:
+            raise ValueError(f"{name}: expected a positive divisor of the {whole} {what} of q, got {value}")

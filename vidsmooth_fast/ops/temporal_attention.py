@@ -2,49 +2,172 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from . import _checks
+from ._dispatch import DTYPE_CODES, Backend, cpu_supports, extension, register
+from ._windows import check as check_starts
+from ._windows import coverage
 
-def reference(q: Tensor, k: Tensor, v: Tensor, *, frames: int, heads: int, scale: float | None = None) -> Tensor:
+
+def _shares(starts: Sequence[int], weights: Tensor, frames: int) -> tuple[Tensor, Tensor]:
+    """The frames of each window, (N, K), and the share of each window's result in those frames, ω / Σ ω."""
+    weights = weights.to(torch.promote_types(torch.float32, weights.dtype))
+    starts = torch.tensor(starts, device=weights.device)
+    index = (starts[:, None] + torch.arange(len(weights), device=weights.device)) % frames
+    total = weights.new_zeros(frames).index_add_(0, index.flatten(), weights.repeat(len(starts)))
+    return index, weights / total[index]
+
+
+def _split(t: Tensor, frames: int, heads: int) -> Tensor:  # (B·F, P, h·d) -> (B, P, h, F, d)
+    return _checks.wide(t).unflatten(0, (-1, frames)).unflatten(-1, (heads, -1)).permute(0, 2, 3, 1, 4)
+
+
+def _join(t: Tensor, dtype: torch.dtype) -> Tensor:  # (B, P, h, F, d) -> (B·F, P, h·d)
+    return t.permute(0, 3, 1, 2, 4).to(dtype).flatten(3).flatten(0, 1).contiguous()
+
+
+def _probabilities(q: Tensor, k: Tensor, scale: float | None) -> Tensor:
+    return torch.softmax(q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale), -1)
+
+
+def reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    weights: Tensor | None = None,
+    *,
+    frames: int,
+    heads: int,
+    scale: float | None = None,
+    starts: Sequence[int] | None = None,
+) -> Tensor:
     """softmax(q kᵀ · scale) v over the frames, in plain PyTorch; arguments as in :func:`temporal_attention`."""
+    wide = [_split(t, frames, heads) for t in (q, k, v)]
+    if weights is None:
+        return _join(_probabilities(wide[0], wide[1], scale) @ wide[2], q.dtype)
+    out = torch.zeros_like(wide[0])
+    for index, share in zip(*_shares(starts, weights, frames), strict=True):
+        qi, ki, vi = (t[..., index, :] for t in wide)
+        out = out.index_add(-2, index, share[:, None].to(out.dtype) * (_probabilities(qi, ki, scale) @ vi))
+    return _join(out, q.dtype)
 
-    def split(t: Tensor) -> Tensor:  # (B·F, P, h·d) -> (B, P, h, F, d)
-        return t.unflatten(0, (-1, frames)).unflatten(-1, (heads, -1)).permute(0, 2, 3, 1, 4)
 
-    out = F.scaled_dot_product_attention(split(q), split(k), split(v), scale=scale)
-    return out.permute(0, 3, 1, 2, 4).flatten(3).flatten(0, 1)
+def _cpu_supports(q, k=None, v=None, weights=None, **_settings):
+    tensors = [t for t in (q, k, v) if t is not None]
+    if any(t.stride(-1) != 1 and t.shape[-1] != 1 for t in tensors):
+        return False, "the C++ kernel needs neighbouring columns next to each other (stride 1 on the last axis)"
+    return cpu_supports(*tensors)
 
 
-def _validate(q: Tensor, k: Tensor, v: Tensor, frames: int, heads: int) -> None:
-    if q.dim() != 3 or q.numel() == 0:
-        raise ValueError(f"q: expected a non-empty tensor (B*F, P, heads*d), got shape {tuple(q.shape)}")
-    if not q.is_floating_point():
-        raise ValueError(f"q: expected a floating point tensor, got {q.dtype}")
-    for name, t in (("k", k), ("v", v)):
-        if t.shape != q.shape:
-            raise ValueError(f"{name}: expected the shape of q {tuple(q.shape)}, got {tuple(t.shape)}")
-        if t.dtype != q.dtype or t.device != q.device:
-            raise ValueError(f"{name}: expected {q.dtype} on {q.device} like q, got {t.dtype} on {t.device}")
-    if frames < 1 or q.shape[0] % frames:
-        raise ValueError(f"frames: expected a positive divisor of {q.shape[0]} (the rows of q), got {frames}")
-    if heads < 1 or q.shape[2] % heads:
-        raise ValueError(f"heads: expected a positive divisor of {q.shape[2]} (the width of q), got {heads}")
+def _cpu(q, k, v, weights=None, *, frames, heads, scale=None, starts=None):
+    out = torch.empty(q.shape, dtype=q.dtype)
+    width = q.shape[2] // heads
+    length, shares = frames, []
+    if weights is None:
+        starts = [0]
+    else:
+        starts = [start % frames for start in starts]
+        length, shares = len(weights), _shares(starts, weights, frames)[1].flatten().tolist()
+    extension().temporal_attention(
+        DTYPE_CODES[q.dtype],
+        (q.shape[0] // frames, frames, q.shape[1], heads, width),
+        (q.data_ptr(), k.data_ptr(), v.data_ptr()),
+        [t.stride()[:2] for t in (q, k, v)],
+        out.data_ptr(),
+        width**-0.5 if scale is None else scale,
+        starts,
+        length,
+        shares,
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def _fake(q, k, v, weights=None, *, frames, heads, scale=None, starts=None):
+    return q.new_empty(q.shape)
+
+
+_op = register(
+    "temporal_attention(Tensor q, Tensor k, Tensor v, Tensor? weights=None, *, int frames, int heads, "
+    "float? scale=None, int[]? starts=None) -> Tensor",
+    torch_backend=reference,
+    fake=_fake,
+    cpu=Backend(_cpu_supports, _cpu),
+)
+
+
+def _setup_context(ctx, inputs, keyword_only_inputs, output):
+    ctx.save_for_backward(*inputs[:3], inputs[3] if len(inputs) > 3 else None)
+    ctx.settings = keyword_only_inputs
+
+
+def _attention_gradients(q, k, v, grad, scale):
+    """Of softmax(q kᵀ · scale) v, with the probabilities computed again."""
+    p = _probabilities(q, k, scale)
+    dp = grad @ v.mT
+    ds = p * (dp - (dp * p).sum(-1, keepdim=True)) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    return ds @ k, ds.mT @ q, p.mT @ grad
+
+
+def _backward(ctx, grad):
+    q, k, v, weights = ctx.saved_tensors
+    frames, heads = ctx.settings["frames"], ctx.settings["heads"]
+    scale, starts = ctx.settings.get("scale"), ctx.settings.get("starts")
+    wide = [_split(t, frames, heads) for t in (q, k, v, grad)]
+    if weights is None:
+        gradients = _attention_gradients(*wide, scale)
+    else:
+        gradients = [torch.zeros_like(t) for t in wide[:3]]
+        for index, share in zip(*_shares(starts, weights, frames), strict=True):
+            *qkv, g = (t[..., index, :] for t in wide)
+            parts = _attention_gradients(*qkv, share[:, None].to(g.dtype) * g, scale)
+            gradients = [total.index_add(-2, index, t) for total, t in zip(gradients, parts, strict=True)]
+    return *(_join(t, q.dtype) for t in gradients), None
+
+
+torch.library.register_autograd("vidsmooth::temporal_attention", _backward, setup_context=_setup_context)
 
 
 def temporal_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, frames: int, heads: int, scale: float | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    frames: int,
+    heads: int,
+    scale: float | None = None,
+    starts: Sequence[int] | Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Let every pixel attend, in each head, to itself in all frames of its video.
 
     out[b, :, p, h] = softmax(q[b, :, p, h] k[b, :, p, h]ᵀ · scale) v[b, :, p, h]
 
-    q, k, v: (B·F, P, h·d), one dtype and device; the last axis contiguous, other strides free.
+    With starts and weights, the attention is computed in windows of K frames that begin at starts, and each frame
+    gets the average over the windows that contain it, weighted by ω: Σ_i ω_i out_i / Σ_i ω_i.
+
+    q, k, v: (B·F, P, h·d), one dtype and device, any strides (fast where the columns of a row are neighbours, so
+        slices of a fused projection are read in place).
     frames: F. heads: h. scale: factor on the scores, 1/√d when None.
-    Returns (B·F, P, h·d) in the dtype of q.
-    Raises ValueError for empty, mixed or wrongly shaped input.
-    Source: Tune-A-Video's `attn_temp`; design §3.
+    starts: first frame of each window, taken modulo F, so that windows may run over the end of a loop.
+    weights: ω, (K,), K <= F, on the device of q. Constant: it gets no gradient.
+    Returns a contiguous (B·F, P, h·d) in the dtype of q; sums are kept in fp32. Differentiable in q, k and v.
+    Raises ValueError for empty, mixed or wrongly shaped input, or a frame that no window covers.
+    Source: Tune-A-Video's `attn_temp`; the windows are FreeNoise's. Design §§3, 4.
     """
-    _validate(q, k, v, frames, heads)
-    return reference(q, k, v, frames=frames, heads=heads, scale=scale)
+    _checks.attention(q, k, v, frames, heads)
+    if (starts is None) != (weights is None):
+        raise ValueError("weights: expected together with starts, or neither of them; got one")
+    if weights is not None:
+        starts = check_starts(starts, len(starts))
+        if not isinstance(weights, Tensor) or weights.dim() != 1 or not weights.is_floating_point():
+            got = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
+            raise ValueError(f"weights: expected a floating-point tensor of shape (K,), got {got}")
+        if not 1 <= len(weights) <= frames:
+            raise ValueError(f"weights: expected at most {frames}, one per frame of a window, got {len(weights)}")
+        coverage(tuple(starts), len(weights), frames)
+    return _op(q, k, v, weights, frames=frames, heads=heads, scale=scale, starts=starts)
