@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -286,11 +287,25 @@ class PngFolder:
 
 
 def write_picture(path: Path, image: np.ndarray) -> None:
-    """Write (H, W, 3) uint8 RGB as a picture, the format by suffix."""
-    done, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    """Write (H, W, 3) uint8 RGB as a picture, the format by suffix; complete or not at all.
+
+    Raises: ValueError for a suffix that is no picture's; OSError when the place cannot be written to.
+    """
+    try:
+        done, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    except cv2.error:
+        done = False
     if not done:
-        raise ValueError(f"cannot encode a picture as {path.suffix}")
-    path.write_bytes(data.tobytes())
+        raise ValueError(
+            f"cannot write the picture {path}: {path.suffix or 'no suffix'} is not a kind of picture"
+        )
+    temporary = path.with_name(f".{path.name[:60]}.part")
+    try:
+        temporary.write_bytes(data.tobytes())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _pull(sink) -> Iterator[av.VideoFrame]:

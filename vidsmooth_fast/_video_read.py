@@ -15,8 +15,8 @@ from av.stream import Disposition
 from vidsmooth_fast._video_metadata import parse_metadata
 from vidsmooth_fast._video_timeline import Timeline, make_timeline
 
-# Every picture of these is a difference to the one before it, whatever the demuxer's key flag says.
-NO_SEEKING = {"gif", "apng"}
+SEEKABLE = {"mov", "matroska"}
+"""Demuxers (mp4 and mov, mkv and webm) whose times are exact after a seek; MPEG program streams are a frame off."""
 REORDERING = 8
 """Frames before the wanted one at which seeking aims, because seeking goes by decoding order."""
 
@@ -45,7 +45,10 @@ class ContainerFrames:
             self._aspect = Fraction(
                 stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or 1
             )
-            self._may_seek = stream.codec_context.name not in NO_SEEKING
+            form = container.format.name.split(",")[0]
+            self._may_seek = form in SEEKABLE
+            # AVI keeps no display times: with pictures out of order the demuxer's are guesses.
+            self._timeless = form == "avi" and bool(stream.codec_context.has_b_frames)
             self.size = self._upright(first).shape[:2]
         self.timeline, self._by_time = self._scan()
         self._warned = False
@@ -116,7 +119,13 @@ class ContainerFrames:
 
         stays = max((p for p in packets if p[0] is not None), default=(0, 0))[1]
         times = {pts for pts, _ in packets}
-        if packets and None not in times and len(times) == len(packets) and first_is_key and not damaged:
+        if (
+            first_is_key
+            and not damaged
+            and not self._timeless
+            and None not in times
+            and len(times) == len(packets)
+        ):
             return make_timeline(sorted(times), time_base, last_duration=stays, hints=hints), True
 
         times, broken = self._decode_times()
@@ -126,7 +135,11 @@ class ContainerFrames:
                 f"{self.path} is truncated or damaged: using the {len(times)}{expected} frames that decode",
                 stacklevel=5,
             )
-        by_time = None not in times and all(b > a for a, b in zip(times, times[1:], strict=False))
+        by_time = (
+            not self._timeless
+            and None not in times
+            and all(b > a for a, b in zip(times, times[1:], strict=False))
+        )
         if not by_time:
             rate = next((Fraction(h) for h in hints if h), Fraction(25))
             return make_timeline(range(len(times)), 1 / rate, last_duration=1, hints=(rate,)), False

@@ -107,6 +107,44 @@ def test_size_is_read_as_height_width(make_clip):
     assert video.size == (20, 30) and video[0].shape == (20, 30, 3)
 
 
+@pytest.mark.parametrize(
+    "name, codec, options",
+    [
+        ("a.avi", "libx264", {"bf": "2"}),  # AVI has no display times
+        ("a.avi", "mpeg4", {"bf": "2", "b": "4000000"}),
+        ("a.mpg", "mpeg1video", {"b": "4000000"}),  # seeking is off by a frame
+        ("a.mpg", "mpeg2video", {"bf": "2", "b": "4000000"}),
+        ("a.ts", "libx264", {"g": "12"}),
+        ("a.flv", "libx264", {}),
+        ("a.h264", "libx264", {}),
+        ("a.wmv", "wmv2", {"b": "4000000"}),
+        ("a.mp4", "libx265", {"x265-params": "log-level=none:open-gop=1:keyint=12"}),
+    ],
+)
+def test_less_common_files_are_in_order_too(make_clip, name, codec, options):
+    path = make_clip(name, 34, codec=codec, rate=25, options=options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        video = Video.open(path)
+        frames = list(video)
+    assert video.fps == 25 and [number_of(f, 34) for f in frames] == list(range(34))
+    for at in (33, 20, 11):
+        np.testing.assert_array_equal(Video.open(path, start=at)[0], frames[at])
+
+
+def test_pictures_cut_off_by_an_edit_list_do_not_count(make_clip):
+    """A clip trimmed without new encoding keeps pictures before its start that no player shows."""
+    path = make_clip(
+        frames=30,
+        times=list(range(-7, 23)),
+        options={"bf": "0"},
+        container={"avoid_negative_ts": "disabled", "movflags": "+faststart"},
+    )
+    video = Video.open(path)
+    assert numbers(video, 34) == list(range(7, 30)) and len(video) == 23
+    assert number_of(video[15], 34) == 22
+
+
 @pytest.mark.parametrize("turn", [0, 90, 180, 270])
 @pytest.mark.parametrize("mirror", [False, True])
 def test_rotation_note_of_phones_is_applied(make_clip, turn, mirror):

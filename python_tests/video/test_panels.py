@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from python_tests.video.clips import picture
-from vidsmooth_fast.video_panels import contact_sheet, evenly_spaced, side_by_side
+from vidsmooth_fast.video import Video
+from vidsmooth_fast.video_panels import contact_sheet, evenly_spaced, side_by_side, write_picture
 
 
 def test_panels_are_streamed_enlarged_and_captioned():
@@ -58,3 +59,19 @@ def test_faults_come_before_the_first_frame():
 def test_evenly_spaced():
     assert evenly_spaced(256, 4) == [0, 85, 170, 255]
     assert evenly_spaced(3, 8) == [0, 1, 2] and evenly_spaced(9, 1) == [0]
+
+
+def test_pictures_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    write_picture(tmp_path / "a.png", picture(3))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+    np.testing.assert_array_equal(Video.open(tmp_path / "a.png")[0], picture(3))
+    with pytest.raises(ValueError, match="is not a kind of picture"):
+        write_picture(tmp_path / "a.txt", picture(3))
+
+    def full(self, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(tmp_path), "write_bytes", full)
+    with pytest.raises(OSError, match="No space"):
+        write_picture(tmp_path / "b.png", picture(3))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -161,6 +162,35 @@ def test_interrupted_writing_leaves_nothing(tmp_path, name, error):
     assert [p.name for p in kept.iterdir()] == ([] if name == "frames" else [name])
     if name != "frames":
         assert (kept / name).read_bytes() == b"older result"
+
+
+def test_ctrl_c_for_real(tmp_path):
+    code = f"""
+        import time
+        import numpy as np
+        from vidsmooth_fast.video import VideoWriter
+        with VideoWriter({str(tmp_path / "a.mp4")!r}, 24, (64, 64)) as writer:
+            for n in range(150):
+                writer.write(np.zeros((64, 64, 3), np.uint8))
+            print("started", flush=True)
+            time.sleep(60)
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert process.stdout.readline() == "started\n"
+        assert [p.suffix for p in tmp_path.iterdir()] == [".mp4"] and not (tmp_path / "a.mp4").exists()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) != 0
+    finally:
+        process.kill()
+        process.stdout.close()
+        process.wait()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", FORMATS)
