@@ -67,7 +67,7 @@ def gains(frames, window, stride, weighting, loop):
 
 @pytest.mark.parametrize("loop", [False, True])
 @pytest.mark.parametrize("weighting", WEIGHTS)
-@pytest.mark.parametrize("window, stride", [(16, 8), (16, 5), (8, 8)])
+@pytest.mark.parametrize("window, stride", [(16, 8), (16, 5)])
 def test_identity_gain_is_one_at_every_length(window, stride, weighting, loop):
     for frames in range(1, 301):
         gain = gains(frames, window, stride, weighting, loop)

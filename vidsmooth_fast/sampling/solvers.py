@@ -279,6 +279,8 @@ def flow(config: Config, steps: int) -> list[Step]:
     sigmas = shifted(np.linspace(1.0, shifted(1.0 / count), steps))
     terminal = option(config, "shift_terminal", None)
     if terminal:
+        if steps == 1:
+            raise ValueError("steps must be at least 2 for a config with shift_terminal, got 1")
         sigmas = 1 - (1 - sigmas) * (1 - terminal) / (1 - sigmas[-1])
     if option(config, "use_karras_sigmas", False):
         sigmas = levels.karras_sigmas(float(sigmas[-1]), float(sigmas[0]), steps)
