@@ -280,13 +280,14 @@ def published_sample(
     guidance: float = 7.5,
     window: int = 16,
     stride: int = 8,
+    stop_after: int | None = None,
     on_step: Callable[[int, torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
     """Gen-L-Video's window co-denoising: every window takes its own guided DDIM step, overlaps are averaged.
 
     network: (latents (1, c, window, h, w), timestep, text (1, tokens, width)) -> prediction; latents: (1, c, f, h, w)
     initial noise; text, empty_text: (1, tokens, width); scheduler_config: a diffusers scheduler configuration;
-    on_step(step, latents) is called after each step.  Returns the final latents, fp32.
+    stop_after: take only so many of the steps; on_step(step, latents) is called after each.  Returns the latents, fp32.
     Source: G-U-N/Gen-L-Video, `gen_long`.
     """
     from diffusers import DDIMScheduler
@@ -295,7 +296,7 @@ def published_sample(
     scheduler.set_timesteps(steps)
     views = published_views(latents.shape[2], window, stride)
     value, count = torch.zeros_like(latents), torch.zeros_like(latents)
-    for step, t in enumerate(scheduler.timesteps):
+    for step, t in enumerate(scheduler.timesteps[:stop_after]):
         value.zero_()
         count.zero_()
         for start, end in views:
