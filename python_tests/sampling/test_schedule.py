@@ -45,7 +45,7 @@ def take(step, x, prediction, history=None, z=None, clip=None):
     if step.noise_scale:
         x_next = x_next + step.noise_scale * z
     if clip:
-        x_next, clean = x_next + step.clip_gain * (clean.clamp(-clip, clip) - clean), clean.clamp(-clip, clip)
+        x_next, clean = step.clipped(x_next, clean, clip)
     return x_next, clean
 
 

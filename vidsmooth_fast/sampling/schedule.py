@@ -26,7 +26,7 @@ class Schedule:
     steps: tuple[Step, ...]
     num_train_timesteps: int
     alphas_cumprod: np.ndarray | None  # (num_train_timesteps,) float64; None for flow matching
-    clip: float | None  # clamp the clean estimate to +-clip after merging (`Step.clip_gain`); None: do not
+    clip: float | None  # clamp the clean estimate to +-clip after merging (`Step.clipped`); None: do not
 
     @property
     def timesteps(self) -> tuple[float, ...]:

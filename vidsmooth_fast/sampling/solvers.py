@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from vidsmooth_fast.sampling import noise_levels as levels
 from vidsmooth_fast.sampling.noise_levels import option
@@ -65,6 +66,14 @@ class Step:
     def needs_history(self) -> bool:
         """True when c multiplies the previous step's clean estimate (DPM-Solver++(2M))."""
         return self.c != 0.0
+
+    def clipped(self, x_next: Tensor, clean: Tensor, limit: float) -> tuple[Tensor, Tensor]:
+        """(x_next, clean) of this step with its clean estimate clamped to +-limit (diffusers' clip_sample).
+
+        Not affine, so it acts on the merged, guided, constrained prediction; the noise estimate stays.
+        """
+        kept = clean.clamp(-limit, limit)
+        return x_next + self.clip_gain * (kept - clean), kept
 
 
 def _network_to(form: str, prediction: str, alpha: float, sigma: float) -> tuple[float, float]:
