@@ -119,14 +119,13 @@ def test_formats_without_sound_say_nothing(make_clip, tmp_path, recwarn):
 
 
 def test_real_clip_with_sound(clip_path, tmp_path):
-    """A whole clip keeps its sound in step: the loudness over time is the same to a hundredth of a second."""
+    """A part of a clip keeps its sound in step: the loudness over time is the same to a hundredth of a second."""
     source = clip_path("rabbit-watermelon")
-    path = Video.open(source, size=(32, 32)).save(tmp_path / "out.mp4")
-    before, after = heard(source), heard(path)
+    path = Video.open(source, start=30, frames=60, size=(32, 32)).save(tmp_path / "out.mp4")
+    before, after = heard(source)[48000 : 3 * 48000], heard(path)
+    assert abs(len(after) - len(before)) < 2400
     length = min(len(before), len(after)) // 480 * 480
     loud = [np.abs(s[:length]).reshape(-1, 480).mean(1) for s in (before, after)]
-    best = max(
-        range(-8, 9), key=lambda lag: float(np.corrcoef(loud[0][8:-8], np.roll(loud[1], lag)[8:-8])[0, 1])
-    )
-    assert abs(best) <= 1
-    assert len(Video.open(path)) == 186 and Video.open(path).fps == 30
+    likeness = {lag: np.corrcoef(loud[0][8:-8], np.roll(loud[1], lag)[8:-8])[0, 1] for lag in range(-8, 9)}
+    assert abs(max(likeness, key=likeness.get)) <= 1 and max(likeness.values()) > 0.95
+    assert len(Video.open(path)) == 60 and Video.open(path).fps == 30
