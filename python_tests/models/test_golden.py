@@ -121,7 +121,9 @@ def test_gen_l_video_network(golden):
     a, p = golden("genlv_merge_glvunet_even")
     unet = VideoUNet.from_config({**p["config"], "attn1_frames": "neighbours"})
     # `id_embedding` numbers the clips when several are tuned together; it takes no part in this run
-    unet.load_state_dict({k: v for k, v in weights(a).items() if not k.startswith("id_embedding")}, strict=True)
+    unet.load_state_dict(
+        {k: v for k, v in weights(a).items() if not k.startswith("id_embedding")}, strict=True
+    )
     t, s = (int(v) for v in a["input.timesteps"][:2])
     x, text = a["input.latents"], torch.cat([a["input.uncond_text"], a["input.cond_text"]])
     total, count = torch.zeros_like(x), torch.zeros(1, 1, x.shape[2], 1, 1)

@@ -7,7 +7,8 @@ import torch
 
 from python_tests.tiny import tiny_unet_config
 from vidsmooth_fast.models import AttentionWindows, VideoUNet
-from vidsmooth_fast.models.blocks import attend
+from vidsmooth_fast.models.blocks import Pass, attend
+from vidsmooth_fast.ops import window_merge
 
 
 @pytest.fixture(scope="module")
@@ -83,15 +84,10 @@ def test_one_window_equals_none(unet, inputs):
 
 
 @torch.inference_mode()
-def test_windows_are_local(unet, inputs):
+def test_windows_are_local(unet):
     """Frames of the first window do not see frames outside it; with norms per frame nothing else mixes frames."""
-    x, text = inputs
     windows = AttentionWindows((0, 2), torch.ones(3))
-    changed = x.clone()
-    changed[:, :, 4] += 1
     attn = unet.down_blocks[0].attentions[0].transformer_blocks[0].attn_temp
-    from vidsmooth_fast.models.blocks import Pass
-
     tokens = torch.randn(10, 6, 16)
     other = tokens.clone()
     other[4::5] += 1  # the last frame of each video
@@ -107,28 +103,25 @@ def slice_frames(tokens: torch.Tensor, start: int) -> torch.Tensor:
     return tokens.unflatten(0, (2, 5))[:, start : start + 3].flatten(0, 1)
 
 
-@pytest.mark.parametrize("frames", [5, 8, 9, 12])
-@pytest.mark.parametrize("loop", [False, True])
-def test_merging_has_gain_one(frames, loop):
-    """With windows that return their input the merge returns it too, whatever the weights and overlaps."""
-    starts = tuple(range(0, frames, 3)) if loop else (*range(0, frames - 4, 3), frames - 4)
-    windows = AttentionWindows(starts, torch.tensor([0.1, 4.0, 2.0, 1.0]), loop)
-    x = torch.randn(2, frames, 3)
-    close(windows.merge(lambda index: x[:, index], torch.empty_like(x)), x, 1e-6)
+def test_windows_that_miss_a_frame_or_leave_the_video(unet, inputs):
+    x, text = inputs
+    for windows, message in (
+        (AttentionWindows((0,), torch.ones(4)), "frame"),
+        (AttentionWindows((0, 3), torch.ones(4)), "without loop"),
+        (AttentionWindows((-1, 1), torch.ones(4)), "without loop"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            unet(x, 10, text, windows=windows)
 
 
-def test_a_looping_window_longer_than_the_video():
-    windows = AttentionWindows((0,), torch.arange(1.0, 8.0), loop=True)
-    x = torch.randn(1, 5, 2)
-    close(windows.merge(lambda index: x[:, index], torch.empty_like(x)), x, 1e-6)
-
-
-def test_windows_that_miss_a_frame_or_leave_the_video():
-    x = torch.randn(1, 6, 2)
-    with pytest.raises(ValueError, match=r"covered.*\[4, 5\]"):
-        AttentionWindows((0,), torch.ones(4)).merge(lambda i: x[:, i], torch.empty_like(x))
-    with pytest.raises(ValueError, match="without loop"):
-        AttentionWindows((4,), torch.ones(4)).merge(lambda i: x[:, i], torch.empty_like(x))
+@torch.inference_mode()
+def test_a_looping_window_continues_at_the_beginning(unet):
+    """Two windows around a circle: turning the circle by one window turns the result."""
+    attn = unet.down_blocks[0].attentions[0].transformer_blocks[0].attn_temp
+    windows = AttentionWindows((0, 2), torch.tensor([1.0, 2.0, 1.0]), loop=True)
+    tokens = torch.randn(4, 6, 16)
+    out = attn(tokens, Pass(4, windows=windows))
+    close(attn(tokens.roll(2, 0), Pass(4, windows=windows)), out.roll(2, 0))
 
 
 def test_freenoise_window_merge(golden):
@@ -141,12 +134,17 @@ def test_freenoise_window_merge(golden):
     for (frames, scheme), count in expected.items():
         key = f"f{frames}"
         case = next(c for c in p["cases"] if c["f"] == frames and c["scheme"] == scheme)
-        windows = AttentionWindows(tuple(s for s, _ in case["windows"]), a[f"{key}.{scheme}.frame_weights"])
-        run = freenoise_layers(a, p, a[f"{key}.input"])
-        merged = windows.merge(run, torch.empty_like(a[f"{key}.input"]))
+        weights, run = a[f"{key}.{scheme}.frame_weights"], freenoise_layers(a, p, a[f"{key}.input"])
+        results = torch.stack([run(slice(start, end)) for start, end in case["windows"]])  # (N, P, K, C)
+        merged = window_merge(
+            results.permute(1, 0, 3, 2)[..., None, None],
+            [s for s, _ in case["windows"]],
+            weights,
+            frames=frames,
+        )[..., 0, 0].transpose(1, 2)
         total = torch.zeros(frames)
         for start, end in case["windows"]:
-            total[start:end] += a[f"{key}.{scheme}.frame_weights"]
+            total[start:end] += weights
         divisor = a[f"{key}.{scheme}.weight_sum"]
         right = (total - divisor).abs() < 1e-6
         assert right.sum() == count

@@ -9,7 +9,6 @@ Parameter names are those of Tune-A-Video's checkpoints (and, without the tempor
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -22,7 +21,9 @@ from vidsmooth_fast.ops.temporal_attention import temporal_attention
 
 @dataclass(frozen=True)
 class AttentionWindows:
-    """Overlapping windows for temporal attention (FreeNoise; `merge="attention"`).
+    """Overlapping windows for temporal attention (FreeNoise, arXiv 2310.15169 §3.2; `merge="attention"`).
+
+    Frame f gets sum_i w_i(f) out_i(f) / sum_i w_i(f) over the windows i that contain it.
 
     starts: first frame of every window; with `loop`, frames are taken modulo the video's length.
     weights: omega, weight of each frame inside a window, (K,), fp32.
@@ -33,47 +34,13 @@ class AttentionWindows:
     weights: Tensor
     loop: bool = False
 
-    def frames_of(self, start: int, frames: int) -> slice | Tensor:
-        """The frames of one window: a slice where they are consecutive (then reading them copies nothing)."""
-        length = self.weights.numel()
-        if start >= 0 and start + length <= frames:
-            return slice(start, start + length)
-        if not self.loop:
+    def check(self, frames: int) -> None:
+        """Raises: ValueError when a window leaves a video of `frames` frames without `loop`."""
+        last = max(self.starts, default=0) + self.weights.numel()
+        if not self.loop and (last > frames or min(self.starts, default=0) < 0):
             raise ValueError(
-                f"windows: expected windows inside {frames} frames, got [{start}, {start + length}) without loop"
+                f"windows: expected them inside {frames} frames without loop, got one ending at {last}"
             )
-        return torch.arange(start, start + length) % frames
-
-    def merge(self, run: Callable[[slice | Tensor], Tensor], out: Tensor) -> Tensor:
-        """out[:, f] = sum_i w_i(f) run(window i)(f) / sum_i w_i(f), for every frame f.
-
-        run: given a window's frames, returns its result, (B, K, ...).
-        out: (B, F, ...), any float dtype; written, and returned. Sums are fp32; the divisor is the sum of the
-            weights that were really added, so that a partial or moved last window is weighted correctly.
-
-        Source: FreeNoise (arXiv 2310.15169) section 3.2.
-        """
-        frames, length = out.shape[1], self.weights.numel()
-        tail = (1,) * (out.dim() - 2)
-        weights = self.weights.to(out.device, torch.float32)
-        total = torch.zeros(frames, dtype=torch.float32, device=out.device)
-        acc = torch.zeros(out.shape, dtype=torch.float32, device=out.device)
-        for start in self.starts:
-            index = self.frames_of(start, frames)
-            value = run(index).float() * weights.view(1, length, *tail)
-            if isinstance(index, slice):
-                acc[:, index] += value
-                total[index] += weights
-            else:  # a window longer than the loop meets a frame twice: index_add_ counts both
-                index = index.to(out.device)
-                acc.index_add_(1, index, value)
-                total.index_add_(0, index, weights)
-        if bool((total <= 0).any()):
-            missing = (total <= 0).nonzero().flatten().tolist()
-            raise ValueError(
-                f"windows: expected every one of {frames} frames to be covered, got none for {missing}"
-            )
-        return out.copy_(acc / total.view(1, frames, *tail))
 
 
 @dataclass
@@ -228,21 +195,10 @@ class TemporalAttention(Attention):
         q, k, v = self.to_q(x), self.to_k(x), self.to_v(x)
         if ctx.windows is None:
             out = temporal_attention(q, k, v, frames=frames, heads=self.heads)
-        else:
-            out = self._windowed(q, k, v, frames, ctx.windows)
+        else:  # merged before `to_out`, which is affine: this changes nothing
+            starts, weights = ctx.windows.starts, ctx.windows.weights.to(q.device)
+            out = temporal_attention(q, k, v, frames=frames, heads=self.heads, starts=starts, weights=weights)
         return self.to_out[0](out)
-
-    def _windowed(self, q: Tensor, k: Tensor, v: Tensor, frames: int, windows: AttentionWindows) -> Tensor:
-        """Attention in overlapping windows, merged before `to_out` (which is affine, so this changes nothing)."""
-        n, p, c = q.shape
-        shape = (n // frames, frames, p, c)
-        length = windows.weights.numel()
-
-        def run(index: slice | Tensor) -> Tensor:
-            part = [t.view(shape)[:, index].reshape(-1, p, c) for t in (q, k, v)]
-            return temporal_attention(*part, frames=length, heads=self.heads).view(-1, length, p, c)
-
-        return windows.merge(run, torch.empty(shape, dtype=q.dtype, device=q.device)).view(n, p, c)
 
 
 class GEGLU(nn.Module):

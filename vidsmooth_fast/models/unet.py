@@ -232,6 +232,8 @@ class VideoUNet(nn.Module):
             raise ValueError(f"timestep: expected one number or {b}, got {rows}")
         if self.attn1_frames not in ATTN1_FRAMES:
             raise ValueError(f"attn1_frames: expected one of {list(ATTN1_FRAMES)}, got {self.attn1_frames!r}")
+        if windows is not None:
+            windows.check(frames)
         ctx = Pass(
             frames,
             time.projections,
