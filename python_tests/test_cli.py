@@ -1,0 +1,163 @@
+"""The command line: what a person types, what is written, and one line per error."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from python_tests.tiny import tiny_model
+from vidsmooth_fast import Video, cli
+from vidsmooth_fast.sampling.inversion import Inversion
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "tiny"
+    tiny_model(path)
+    return str(path)
+
+
+def run(monkeypatch, capsys, *arguments):
+    """Exit code, standard output and standard error of `vidsmooth-fast *arguments`."""
+    monkeypatch.setattr(sys, "argv", ["vidsmooth-fast", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    out, err = capsys.readouterr()
+    return stopped.value.code or 0, out, err
+
+
+def test_sample_invert_and_info(monkeypatch, capsys, tmp_path, model_dir):
+    quick = ["--steps", 2, "--window", 4, "--stride", 2, "--quiet"]
+    code, out, err = run(
+        monkeypatch,
+        capsys,
+        "sample",
+        model_dir,
+        "a red car",
+        "--frames",
+        6,
+        *quick,
+        "-o",
+        tmp_path / "car.mp4",
+    )
+    assert (code, err) == (0, "") and out.strip().endswith("car.mp4")
+    assert len(Video.open(tmp_path / "car.mp4")) == 6
+
+    code, _, err = run(
+        monkeypatch,
+        capsys,
+        *("sample", model_dir, "a blue boat", "--source", tmp_path / "car.mp4", "--frames", 6, *quick),
+        *("--smooth", 0.1, "--smooth-target", "source", "--blend", 0.3, "--merge", "attention"),
+        *("-o", tmp_path / "pictures"),
+    )
+    assert (code, err) == (0, "") and len(list((tmp_path / "pictures").glob("*.png"))) == 6
+
+    code, _, err = run(
+        monkeypatch,
+        capsys,
+        "invert",
+        model_dir,
+        tmp_path / "car.mp4",
+        *quick,
+        "-o",
+        tmp_path / "car.safetensors",
+    )
+    assert (code, err) == (0, "")
+    assert Inversion.open(tmp_path / "car.safetensors").latents.shape == (1, 4, 6, 8, 8)
+
+    code, out, _ = run(monkeypatch, capsys, "info")
+    assert code == 0
+    for name in ("temporal_attention", "sparse_causal_attention", "noise_constraint", "inversion_blend"):
+        assert name in out
+    assert "window_merge" in out and "denoise_step" in out and "torch" in out
+
+
+def test_progress_tells_memory_and_time(monkeypatch, capsys, tmp_path, model_dir):
+    _, _, err = run(
+        monkeypatch,
+        capsys,
+        "sample",
+        model_dir,
+        "a red car",
+        "--frames",
+        6,
+        "--steps",
+        4,
+        "-o",
+        tmp_path / "a.mp4",
+    )
+    assert re.search(r"6 frames at 16x16, 4 steps of ddim, .* about \d+ MiB of memory", err)
+    assert re.search(r"about \d+ s in all", err) and "denoising" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--frames", 0], "frames: expected a whole number of at least 1, got 0"),
+        (["--scheduler", "plms"], "scheduler: expected one of"),
+        (["--window", 1], "window: expected a whole number of at least 2"),
+        (["--window", 4, "--stride", 5], "stride: expected at most the window"),
+        (["--height", 15], "height: expected a multiple of 2"),
+        (["--source", "nowhere.mp4"], "nowhere.mp4"),
+        (["--output", "video.xyz"], "xyz"),
+        (["--output", "/proc/nowhere/video.mp4"], "/proc"),
+        (["--dtype", "int8"], "dtype"),
+        (["--device", "gpu9"], "device"),
+        (["--smooth", 0.9], "NoiseConstraint strength"),
+        (["--smooth", 0.1, "--smooth-target", "source"], "needs a source clip"),
+    ],
+)
+def test_bad_input_takes_one_line(monkeypatch, capsys, tmp_path, model_dir, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(
+        monkeypatch, capsys, "sample", model_dir, "a red car", "-o", "video.mp4", "-q", *arguments
+    )
+    assert code == 1 and out == "" and says in err
+    assert err.count("\n") == 1 and err.startswith("vidsmooth-fast: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_model_takes_one_line(monkeypatch, capsys, tmp_path):
+    code, _, err = run(
+        monkeypatch, capsys, "sample", "sprite-wurld", "a red car", "-o", tmp_path / "video.mp4"
+    )
+    assert code == 1 and "sprite-wurld" in err and err.count("\n") == 1
+
+
+def test_not_a_video_takes_one_line(monkeypatch, capsys, tmp_path, model_dir):
+    (tmp_path / "notes.mp4").write_text("not a video")
+    code, _, err = run(
+        monkeypatch,
+        capsys,
+        *("sample", model_dir, "a car", "--source", tmp_path / "notes.mp4", "-o", tmp_path / "v.mp4", "-q"),
+    )
+    assert code == 1 and "notes.mp4" in err and err.count("\n") == 1
+
+
+def test_ctrl_c_takes_one_line_and_leaves_no_file(tmp_path, model_dir):
+    code = "import sys; sys.argv[0] = 'vidsmooth-fast'; from vidsmooth_fast.cli import main; main()"
+    arguments = [
+        "sample",
+        model_dir,
+        "a red car",
+        "--frames",
+        "64",
+        "--steps",
+        "1000",
+        "-o",
+        str(tmp_path / "v.mp4"),
+    ]
+    arguments += ["--resume", str(tmp_path / "state")]
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "state").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.rstrip().endswith("vidsmooth-fast: interrupted") and "Traceback" not in err
+    assert os.listdir(tmp_path) == ["state"], "only what --resume asked for is left"

@@ -1,0 +1,220 @@
+"""The command line: the Python API's verbs, one line per error."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="vidsmooth-fast",
+    help="Long, smooth videos from diffusion models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def one_line_errors(command):
+    """Errors that a user can act on take one line on standard error; Ctrl-C leaves nothing broken."""
+
+    @functools.wraps(command)
+    def run(*args, **kwargs):
+        try:
+            return command(*args, **kwargs)
+        except KeyboardInterrupt:
+            message, code = "interrupted", 130
+        except (ValueError, OSError, MemoryError, FloatingPointError) as error:
+            message, code = " ".join(str(error).split()) or type(error).__name__, 1
+        print(f"vidsmooth-fast: {message}", file=sys.stderr)
+        sys.exit(code)
+
+    return run
+
+
+class Merge(str, Enum):
+    latent = "latent"
+    attention = "attention"
+
+
+class Target(str, Enum):
+    clean = "clean"
+    source = "source"
+    published = "published"
+    simple = "simple"
+
+
+Model = Annotated[str, typer.Argument(help='An embedded name ("sprite-world"), a directory, or a Hub id.')]
+Window = Annotated[int, typer.Option(help="Frames that go through the network together.")]
+Stride = Annotated[int, typer.Option(help="Frames between the starts of windows.")]
+Steps = Annotated[int, typer.Option(help="Network evaluations per window.")]
+Seed = Annotated[int, typer.Option(help="Of every random number.")]
+Height = Annotated[int | None, typer.Option(help="Pixels; the model's own size by default.")]
+Width = Annotated[int | None, typer.Option(help="Pixels; the model's own size by default.")]
+Device = Annotated[str, typer.Option(help='"cpu", "cuda", "cuda:1", ...')]
+Dtype = Annotated[str, typer.Option(help='"float32", "bfloat16", "float16".')]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No bars, no estimates.")]
+
+
+@app.command()
+@one_line_errors
+def sample(
+    model: Model,
+    prompt: Annotated[
+        list[str], typer.Argument(help="What the video shows. Several are spread over its length.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help=".mp4, .webm, .gif, .webp, or a folder for PNGs.")
+    ],
+    frames: Annotated[int, typer.Option(help="Length of the video.")] = 256,
+    source: Annotated[
+        Path | None, typer.Option(help="A clip to edit: a video file or a folder of images.")
+    ] = None,
+    source_prompt: Annotated[str, typer.Option(help="What the source shows; may be empty.")] = "",
+    strength: Annotated[
+        float, typer.Option(help="1: from the source's inversion; less: from the noised source.")
+    ] = 1.0,
+    steps: Steps = 50,
+    guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1 is none.")] = 7.5,
+    negative_prompt: Annotated[str, typer.Option(help="What to steer away from.")] = "",
+    window: Window = 16,
+    stride: Stride = 8,
+    window_weights: Annotated[str, typer.Option(help="flat, pyramid or hann.")] = "hann",
+    loop: Annotated[bool, typer.Option("--loop", help="The last frame is followed by the first.")] = False,
+    merge: Annotated[
+        Merge, typer.Option(help="Where windows overlap: latents, or temporal attention only.")
+    ] = Merge.latent,
+    smooth: Annotated[
+        float, typer.Option(help="Strength of the noise constraint between frames, 0..0.5.")
+    ] = 0.0,
+    smooth_target: Annotated[
+        Target, typer.Option(help="What is made smooth; see docs/smoothing.md.")
+    ] = Target.clean,
+    blend: Annotated[
+        float, typer.Option(help="Weight of neighbouring frames in the source's inversion, 0..1.")
+    ] = 0.0,
+    init: Annotated[str | None, typer.Option(help="inversion, freenoise, independent or shared.")] = None,
+    scheduler: Annotated[str, typer.Option(help="ddim, dpmpp_2m, euler, ddpm or flow.")] = "ddim",
+    eta: Annotated[float, typer.Option(help="Noise of DDIM, 0..1.")] = 0.0,
+    height: Height = None,
+    width: Width = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    max_batch: Annotated[
+        int | None, typer.Option(help="Windows x branches in one call; sized to memory by default.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Keep the state here after each step, and go on from it.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Sample a long video from a prompt, or edit a source clip."""
+    from vidsmooth_fast import InversionBlend, NoiseConstraint, fast_sample, load
+
+    fast_sample(
+        load(model, device=device, dtype=dtype),
+        prompt[0] if len(prompt) == 1 else prompt,
+        frames,
+        source=source,
+        source_prompt=source_prompt,
+        strength=strength,
+        steps=steps,
+        guidance=guidance,
+        negative_prompt=negative_prompt,
+        window=window,
+        stride=stride,
+        window_weights=window_weights,
+        loop=loop,
+        merge=merge.value,
+        smooth=NoiseConstraint(smooth, smooth_target.value) if smooth else None,
+        blend=InversionBlend(blend) if blend else None,
+        init=init,
+        scheduler=scheduler,
+        eta=eta,
+        height=height,
+        width=width,
+        seed=seed,
+        max_batch="auto" if max_batch is None else max_batch,
+        progress=not quiet,
+        resume=resume,
+        output=output,
+    )
+    typer.echo(output)
+
+
+@app.command()
+@one_line_errors
+def invert(
+    model: Model,
+    video: Annotated[Path, typer.Argument(help="A video file or a folder of images.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="A safetensors file: latents, clean, timesteps.")
+    ],
+    prompt: Annotated[str, typer.Option(help="What the video shows; may be empty.")] = "",
+    steps: Steps = 50,
+    frames: Annotated[int | None, typer.Option(help="How many; all by default.")] = None,
+    window: Window = 16,
+    stride: Stride = 8,
+    blend: Annotated[float, typer.Option(help="Weight of neighbouring frames, 0..1.")] = 0.0,
+    scheduler: Annotated[str, typer.Option(help="The schedule on which sampling will come back.")] = "ddim",
+    height: Height = None,
+    width: Width = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Invert a video: the noise from which sampling returns to it."""
+    from vidsmooth_fast import InversionBlend, load
+    from vidsmooth_fast import invert as invert_video
+
+    inversion = invert_video(
+        load(model, device=device, dtype=dtype),
+        video,
+        prompt,
+        steps=steps,
+        blend=InversionBlend(blend) if blend else None,
+        frames=frames,
+        window=window,
+        stride=stride,
+        scheduler=scheduler,
+        height=height,
+        width=width,
+        progress=not quiet,
+    )
+    inversion.save(output)
+    typer.echo(output)
+
+
+@app.command()
+@one_line_errors
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for demo.mp4 and demo.png.")] = Path(
+        "out"
+    ),
+    frames: Annotated[int, typer.Option(help="Length of the video.")] = 256,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Edit a clip of the embedded world, with and without smoothing, side by side."""
+    from vidsmooth_fast.spriteworld.demo import run_demo
+
+    typer.echo(run_demo(output, frames=frames, seed=seed, progress=not quiet))
+
+
+@app.command()
+@one_line_errors
+def info() -> None:
+    """What is installed: versions, devices, and the backends of every operator."""
+    from vidsmooth_fast.info import report
+
+    typer.echo(report())
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
