@@ -74,3 +74,21 @@ def test_views_refuse_an_uncovered_tail():
 def test_unknown_key_frames_are_refused():
     with pytest.raises(ValueError, match="attn1_frames"):
         baselines.PublishedUNet({}, {"attn1_frames": "neighbours"})
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_fast_sample_gives_the_published_latents(prediction_type):
+    import vidsmooth_fast
+    from python_tests.tiny import tiny_model
+
+    model = tiny_model(prediction_type=prediction_type)
+    network = baselines.PublishedUNet(model.unet.state_dict(), model.unet.config)
+    noise = torch.randn(1, 4, 12, 8, 8, generator=torch.Generator().manual_seed(5))
+    options = {"steps": 4, "guidance": 7.5, "window": 6, "stride": 3}
+    with torch.no_grad():
+        empty, text = model.encode_text(["", "a red car"])[:, None]
+    published = baselines.published_sample(network, noise, text, empty, model.scheduler_config, **options)
+    ours = vidsmooth_fast.fast_sample(
+        model, "a red car", 12, latents=noise, window_weights="flat", progress=False, **options
+    )
+    torch.testing.assert_close(ours.latents, published, rtol=0, atol=1e-3)
