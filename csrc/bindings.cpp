@@ -154,6 +154,7 @@ PYBIND11_MODULE(_C, m) {
     using namespace vidsmooth;
     const auto no_gil = py::call_guard<py::gil_scoped_release>();
     m.doc() = "CPU kernels of vidsmooth_fast.ops; pointers in, nothing checked. Not a public interface.";
+    m.attr("compiler") = __VERSION__;
     m.def("isa", &current_isa_name, "The instruction set in use.");
     m.def("isas", &supported_isas, "The instruction sets that this build and processor have, worst first.");
     m.def("set_isa", &set_isa, py::arg("name"), "Use another instruction set (tests).");

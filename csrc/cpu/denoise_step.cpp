@@ -48,9 +48,10 @@ class Step {
         const float* x = x_[n];
         const float e0 = a_.to_eps[0], e1 = a_.to_eps[1];
         if (e0 == 0)
-            pred_.frame(wrapped, false, eps_[slot], [=](vfloat p, auto) { return e1 * p; });
+            pred_.frame(wrapped, Cached{}, eps_[slot], [=](vfloat p, auto) { return e1 * p; });
         else
-            pred_.frame(wrapped, false, eps_[slot], [=](vfloat p, auto at) { return e0 * at(x) + e1 * p; });
+            pred_.frame(wrapped, Cached{}, eps_[slot],
+                        [=](vfloat p, auto at) { return e0 * at(x) + e1 * p; });
         return eps_[slot];
     }
 
@@ -62,7 +63,7 @@ class Step {
         const float *rm = pulled ? r_[n - 1] : nullptr, *r0 = pulled ? r_[n] : nullptr,
                     *rp = pulled ? r_[n + 1] : nullptr;
         const float c = a_.c_over_lambda, strength = a_.strength;
-        fill_row(false, result_, u_.length, [=](auto at) {
+        fill_row(Cached{}, result_, u_.length, [=](auto at) {
             const vfloat e = at(e0), de = 2.f * e - at(em) - at(ep), dx = 2.f * at(x0) - at(xm) - at(xp);
             vfloat change = de - c * dx;
             if (pulled) change += 2.f * at(r0) - at(rm) - at(rp);

@@ -25,8 +25,8 @@ class Merge {
           length_(u.length) {}
 
     // out[i] = finish(merged value, at) over the tile of frame n; see fill_row.
-    template <class Out, class Finish>
-    void frame(int64_t n, bool stream, Out* out, const Finish& finish) {
+    template <class Mode, class Out, class Finish>
+    void frame(int64_t n, Mode stream, Out* out, const Finish& finish) {
         weight_step_ == 0 ? uniform(n, stream, out, finish) : pixelwise(n, stream, out, finish);
     }
 
@@ -46,8 +46,8 @@ class Merge {
     }
 
     // One weight per window and frame, so each row has one coefficient.
-    template <class Out, class Finish>
-    void uniform(int64_t n, bool stream, Out* out, const Finish& finish) {
+    template <class Mode, class Out, class Finish>
+    void uniform(int64_t n, Mode stream, Out* out, const Finish& finish) {
         const int64_t first = w_.first[n], last = w_.first[n + 1];
         float total = 0;
         for (int64_t i = first; i < last; ++i) total += *weight(i);
@@ -59,7 +59,7 @@ class Merge {
         for (int64_t i = first; i < last; ++i) {
             for (int64_t g = 0; g < w_.branches; ++g) {
                 if (count == kStreams) {
-                    add(rows, factors, count, false, sum_,
+                    add(rows, factors, count, Cached{}, sum_,
                         [&](vfloat sum, auto at) { return partial ? sum + at(sum_) : sum; });
                     partial = true;
                     count = 0;
@@ -75,50 +75,30 @@ class Merge {
             add(rows, factors, count, stream, out, finish);
     }
 
-    template <class Out, class Finish>
-    void add(const T* const* rows, const float* factors, int count, bool stream, Out* out,
+    // The count stays a run-time number: memory is slower than the loop, and eight unrolled ones compile
+    // slowly.
+    template <class Mode, class Out, class Finish>
+    void add(const T* const* rows, const float* factors, int count, Mode stream, Out* out,
              const Finish& finish) {
-        switch (count) {
-            case 1:
-                return add<1>(rows, factors, stream, out, finish);
-            case 2:
-                return add<2>(rows, factors, stream, out, finish);
-            case 3:
-                return add<3>(rows, factors, stream, out, finish);
-            case 4:
-                return add<4>(rows, factors, stream, out, finish);
-            case 5:
-                return add<5>(rows, factors, stream, out, finish);
-            case 6:
-                return add<6>(rows, factors, stream, out, finish);
-            case 7:
-                return add<7>(rows, factors, stream, out, finish);
-            case 8:
-                return add<8>(rows, factors, stream, out, finish);
-        }
-    }
-
-    template <int Count, class Out, class Finish>
-    void add(const T* const* rows, const float* factors, bool stream, Out* out, const Finish& finish) {
         fill_row(stream, out, length_, [&](auto at) {
             vfloat sum = factors[0] * at(rows[0]);
-            for (int i = 1; i < Count; ++i) sum += factors[i] * at(rows[i]);
+            for (int i = 1; i < count; ++i) sum += factors[i] * at(rows[i]);
             return finish(sum, at);
         });
     }
 
     // A weight per pixel: numerator and denominator side by side.
-    template <class Out, class Finish>
-    void pixelwise(int64_t n, bool stream, Out* out, const Finish& finish) {
+    template <class Mode, class Out, class Finish>
+    void pixelwise(int64_t n, Mode stream, Out* out, const Finish& finish) {
         for (int64_t i = w_.first[n]; i < w_.first[n + 1]; ++i) {
             const float* weight = gather(this->weight(i), weight_step_, gathered_weight_);
             const bool begin = i == w_.first[n];
-            fill_row(false, total_, length_,
+            fill_row(Cached{}, total_, length_,
                      [&](auto at) { return begin ? at(weight) : at(total_) + at(weight); });
             for (int64_t g = 0; g < w_.branches; ++g) {
                 const T* values = gather(row(g, i), step_, gathered_[0]);
                 const float factor = w_.branch_weights[g];
-                fill_row(false, sum_, length_, [&](auto at) {
+                fill_row(Cached{}, sum_, length_, [&](auto at) {
                     const vfloat term = factor * at(weight) * at(values);
                     return begin && g == 0 ? term : at(sum_) + term;
                 });

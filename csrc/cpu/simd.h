@@ -159,6 +159,13 @@ inline void fill_row(T* out, int64_t n, const Value& value) {
     if (i < n) store_tail(out + i, value([i, n](auto* p) { return load_tail(p + i, n - i); }), n - i);
 }
 
+struct Cached {};  // said instead of a bool where the row is read again soon
+
+template <class T, class Value>
+inline void fill_row(Cached, T* out, int64_t n, const Value& value) {
+    fill_row<false>(out, n, value);
+}
+
 template <class T, class Value>
 inline void fill_row(bool stream, T* out, int64_t n, const Value& value) {
     if (stream && aligned(out))

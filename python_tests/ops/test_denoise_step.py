@@ -23,7 +23,12 @@ CASES = {
     "one branch": {"branch_weights": [1.0]},
     "guidance": {"branch_weights": [-6.5, 7.5]},
     "three branches, clean": {"branch_weights": [-6.5, 6.0, 1.5], "to_clean": (1.3, -0.8)},
-    "constrained": {"branch_weights": [-1.0, 2.0], "strength": 0.25, "c_over_lambda": 1.2, "to_clean": (1.3, -0.8)},
+    "constrained": {
+        "branch_weights": [-1.0, 2.0],
+        "strength": 0.25,
+        "c_over_lambda": 1.2,
+        "to_clean": (1.3, -0.8),
+    },
     "constrained loop": {"branch_weights": [1.0], "strength": 0.25, "c_over_lambda": 1.2, "loop": True},
     "velocity": {"branch_weights": [-1.0, 2.0], "to_eps": (0.6, 0.8)},
     "everything": {
@@ -38,7 +43,9 @@ CASES = {
 }
 
 
-def inputs(case, dtype=torch.float32, pixels=(5, 7), frames=FRAMES, starts=STARTS, length=LENGTH, channels=3, batch=2):
+def inputs(
+    case, dtype=torch.float32, pixels=(5, 7), frames=FRAMES, starts=STARTS, length=LENGTH, channels=3, batch=2
+):
     torch.manual_seed(0)
     settings = {**DEFAULTS, **CASES[case]}
     branches = len(settings["branch_weights"])
@@ -97,7 +104,9 @@ def test_pixel_weights_around_a_loop(each_backend, poisoned, within_rule):
 def test_the_result_is_that_of_the_separate_operators(each_backend):
     """Frame ranges are shared out among threads: a long video, in one piece and in parts, with a circle."""
     starts, frames = list(range(0, 48, 2)), 48
-    pred, x, weights, settings, _ = inputs("constrained loop", frames=frames, starts=starts, pixels=(32, 32), batch=1)
+    pred, x, weights, settings, _ = inputs(
+        "constrained loop", frames=frames, starts=starts, pixels=(32, 32), batch=1
+    )
     got, _ = ops.denoise_step(pred, x, starts, weights, **settings)
     merged = ops.window_merge(pred[0], starts, weights, frames=frames)
     eps = ops.noise_constraint(merged, x, c_over_lambda=1.2, strength=0.25, loop=True)
@@ -144,7 +153,10 @@ def test_compiles_in_one_graph():
     [
         ({"pred": torch.zeros(2, 3)}, r"^pred: expected .*\(G, B, N, C, K, H, W\), got \(2, 3\)$"),
         ({"x": torch.zeros(2, 3, FRAMES, 5, 7).half()}, r"^x: expected torch.float32, got torch.float16$"),
-        ({"x": torch.zeros(2, 3, FRAMES, 5, 8)}, r"^x: expected shape \(2, 3, 'F', 5, 7\) to go with pred, got"),
+        (
+            {"x": torch.zeros(2, 3, FRAMES, 5, 8)},
+            r"^x: expected shape \(2, 3, 'F', 5, 7\) to go with pred, got",
+        ),
         ({"x": torch.zeros(2, 3, FRAMES + 1, 5, 7)}, r"^starts: .* frame 11 and 0 others are in none$"),
         ({"history": torch.zeros(1)}, r"^history: expected the shape of x"),
         ({"noise": torch.zeros(2, 3, FRAMES, 5, 7).double()}, r"^noise: expected the dtype of x"),

@@ -30,7 +30,9 @@ def by_hand(inverted, noise, weight, forward, backward, loop=False):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("shape", [(2, 3, 5, 3, 7), (1, 1, 1, 2, 2), (1, 2, 2, 4, 5), (1, 2, 3, 65, 67)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 5, 3, 7), (1, 1, 1, 2, 2), (1, 2, 2, 4, 5), (1, 2, 3, 65, 67)], ids=str
+)
 @pytest.mark.parametrize("loop", [False, True])
 def test_against_the_equation(each_backend, poisoned, within_rule, shape, dtype, loop):
     torch.manual_seed(0)
@@ -79,7 +81,9 @@ def test_compiles_in_one_graph():
     def run(v, e):
         return ops.inversion_blend(v, e, weight=0.3) + 1
 
-    assert torch.equal(torch.compile(run, fullgraph=True, backend="aot_eager")(inverted, noise), run(inverted, noise))
+    assert torch.equal(
+        torch.compile(run, fullgraph=True, backend="aot_eager")(inverted, noise), run(inverted, noise)
+    )
 
 
 @pytest.mark.parametrize(
@@ -88,7 +92,11 @@ def test_compiles_in_one_graph():
         (torch.zeros(2, 3), torch.zeros(2, 3), r"^inverted: expected .*\(B, C, F, H, W\), got \(2, 3\)$"),
         (torch.zeros(1, 0, 1, 1, 1), torch.zeros(1, 0, 1, 1, 1), r"^inverted: expected a non-empty"),
         (torch.zeros(1, 1, 3, 2, 2), torch.zeros(1, 1, 1, 2, 2), r"^noise: expected the shape of inverted"),
-        (torch.zeros(1, 1, 1, 2, 2), torch.zeros(1, 1, 1, 2, 2).half(), r"^noise: expected the dtype of inverted"),
+        (
+            torch.zeros(1, 1, 1, 2, 2),
+            torch.zeros(1, 1, 1, 2, 2).half(),
+            r"^noise: expected the dtype of inverted",
+        ),
     ],
 )
 def test_bad_input(inverted, noise, message):

@@ -9,7 +9,14 @@ from vidsmooth_fast.ops.noise_constraint import reference as plain
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # odd sizes; tiles and tails; one and two frames; a row longer than a tile; enough work for two threads
-SHAPES = [(2, 3, 5, 3, 7), (1, 1, 1, 2, 2), (1, 2, 2, 4, 5), (1, 1, 3, 65, 67), (1, 3, 37, 33, 35), (2, 4, 3, 1, 1)]
+SHAPES = [
+    (2, 3, 5, 3, 7),
+    (1, 1, 1, 2, 2),
+    (1, 2, 2, 4, 5),
+    (1, 1, 3, 65, 67),
+    (1, 3, 37, 33, 35),
+    (2, 4, 3, 1, 1),
+]
 
 
 def by_hand(eps, x, c, strength, r=None, loop=False):

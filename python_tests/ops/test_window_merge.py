@@ -32,7 +32,9 @@ def by_hand(windows, starts, weights, frames):
     """Σ ω v / Σ ω, frame by frame."""
     batch, _, channels, length, height, width = windows.shape
     weights = weights.to(windows.dtype)
-    weights = (weights[:, None, None] if weights.dim() == 1 else weights).expand(channels, length, height, width)
+    weights = (weights[:, None, None] if weights.dim() == 1 else weights).expand(
+        channels, length, height, width
+    )
     out = torch.empty(batch, channels, frames, height, width, dtype=windows.dtype)
     for f in range(frames):
         over, under = 0, 0
@@ -109,7 +111,9 @@ def test_compiles_in_one_graph():
     def run(v, w):
         return ops.window_merge(v, [0, 2, 4], w, frames=8) + 1
 
-    assert torch.equal(torch.compile(run, fullgraph=True, backend="aot_eager")(windows, weights), run(windows, weights))
+    assert torch.equal(
+        torch.compile(run, fullgraph=True, backend="aot_eager")(windows, weights), run(windows, weights)
+    )
 
 
 WINDOWS = torch.zeros(1, 2, 3, 4, 5, 6)
@@ -125,7 +129,13 @@ WINDOWS = torch.zeros(1, 2, 3, 4, 5, 6)
         (WINDOWS, [0.0, 4.0], torch.ones(4), 8, r"^starts: expected 2 ints"),
         (WINDOWS, torch.zeros(2), torch.ones(4), 8, r"^starts: expected int64"),
         (WINDOWS, [0, 4], torch.ones(5), 8, r"^weights: expected 4, one per frame of a window, got \(5,\)$"),
-        (WINDOWS, [0, 4], torch.ones(5, 1, 1), 8, r"^weights: .* broadcasts to \(3, 4, 5, 6\), got \(5, 1, 1\)$"),
+        (
+            WINDOWS,
+            [0, 4],
+            torch.ones(5, 1, 1),
+            8,
+            r"^weights: .* broadcasts to \(3, 4, 5, 6\), got \(5, 1, 1\)$",
+        ),
         (WINDOWS, [0, 4], torch.ones(1, 1, 4, 1, 1), 8, r"^weights: "),
         (WINDOWS, [0, 4], [1.0] * 4, 8, r"^weights: expected a floating-point tensor, got list$"),
         (WINDOWS, [0, 4], torch.ones(4, requires_grad=True), 8, r"^weights: expected no requires_grad"),
