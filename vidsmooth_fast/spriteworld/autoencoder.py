@@ -1,4 +1,4 @@
-"""The autoencoder stage: diffusers' AutoencoderKL, downsampling 4, four channels, no attention (any size of picture)."""
+"""The autoencoder stages: diffusers' AutoencoderKL, downsampling 4, four channels, no attention (any picture size)."""
 
 from __future__ import annotations
 
@@ -39,14 +39,18 @@ def edges(x: Tensor) -> tuple[Tensor, Tensor]:
     return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
 
 
-def loss_of(vae: AutoencoderKL, pools, batch: int, size: int, step: int, generator: torch.Generator) -> Tensor:
+def loss_of(
+    vae: AutoencoderKL, pools, batch: int, size: int, step: int, generator: torch.Generator
+) -> Tensor:
     """L1 + 2 MSE + L1 of the horizontal and vertical differences (sharpness) + a little KL.
 
     Two thirds of the batch are crops of world frames, one third of dead leaves.
     """
     rng = np.random.default_rng([step, 3])
     leaves = batch // 3
-    x = to_tensor(np.concatenate([crops(pools[0], batch - leaves, size, rng), crops(pools[1], leaves, size, rng)]))
+    x = to_tensor(
+        np.concatenate([crops(pools[0], batch - leaves, size, rng), crops(pools[1], leaves, size, rng)])
+    )
     with torch.autocast("cpu", torch.bfloat16):
         posterior = vae.encode(x).latent_dist
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
@@ -56,6 +60,23 @@ def loss_of(vae: AutoencoderKL, pools, batch: int, size: int, step: int, generat
     sharp = sum((a - b).abs().mean() for a, b in zip(edges(y), edges(x), strict=True))
     kl = 0.5 * (mean.pow(2) + logvar.exp() - 1 - logvar).mean()
     return (y - x).abs().mean() + 2 * (y - x).pow(2).mean() + 0.5 * sharp + 3e-4 * kl
+
+
+def decoder_loss(
+    vae: AutoencoderKL, pools, batch: int, size: int, step: int, generator: torch.Generator
+) -> Tensor:
+    """The same without KL, on fixed latents that carry a little noise, as sampled latents do. Three quarters world."""
+    rng = np.random.default_rng([step, 6])
+    leaves = batch // 4
+    x = to_tensor(
+        np.concatenate([crops(pools[0], batch - leaves, size, rng), crops(pools[1], leaves, size, rng)])
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
+            z = vae.encode(x).latent_dist.mean.float()
+        y = vae.decode(z + 0.03 * torch.randn(z.shape, generator=generator)).sample.float()
+    sharp = sum((a - b).abs().mean() for a, b in zip(edges(y), edges(x), strict=True))
+    return (y - x).abs().mean() + 4 * (y - x).pow(2).mean() + 0.5 * sharp
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -94,18 +115,75 @@ def train_autoencoder(
     pools = world_frames(pool, seed), synthetic(max(pool // 8, 2), seed)
     schedule = Schedule(steps, lr=2e-3, warmup=min(100, steps), ema=0.997)
     checkpoint = out / "vae.pt"
-    done = train(vae, partial(loss_of, vae, pools, batch, size), schedule, checkpoint, seed=seed, minutes=minutes, log=log)
+    done = train(
+        vae,
+        partial(loss_of, vae, pools, batch, size),
+        schedule,
+        checkpoint,
+        seed=seed,
+        minutes=minutes,
+        log=log,
+    )
     if rank_and_workers()[0] == 0:
         _finish(vae, out, pools[0], done, seed, log)
+
+
+def load_vae(out: Path) -> AutoencoderKL:
+    """The autoencoder that the vae stage wrote, polished by the decoder stage if that has run."""
+    if not (out / "vae" / "config.json").exists():
+        raise ValueError(
+            f"out: expected a trained autoencoder in {out / 'vae'}, found none; run the vae stage first"
+        )
+    vae = AutoencoderKL.from_pretrained(out / "vae", local_files_only=True, low_cpu_mem_usage=False)
+    if (out / "decoder.pt").exists():
+        load_average(vae, out / "decoder.pt")
+    return vae.eval().to(memory_format=torch.channels_last)
+
+
+def train_decoder(
+    out: Path, *, steps: int, minutes: float, seed: int = 0, batch: int = 8, size: int = 64, pool: int = 2400,
+    tiny: bool = False, log=print,
+) -> None:  # fmt: skip
+    """Go on with the decoder alone: latents, and so every network trained on them, stay what they are."""
+    if tiny:
+        batch, size, pool = 4, 16, 4
+    vae = load_vae(out)
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+    pools = world_frames(pool, seed + 2), synthetic(max(pool // 8, 2), seed + 2)
+    schedule = Schedule(steps, lr=1e-3, warmup=min(50, steps), ema=0.997)
+    done = train(vae, partial(decoder_loss, vae, pools, batch, size), schedule, out / "decoder.pt", seed=seed + 2,
+                 minutes=minutes, log=log)  # fmt: skip
+    if rank_and_workers()[0] == 0:
+        held_out = world_frames(64, seed + 1, held_out=True)
+        log(
+            f"decoder at step {done}: held-out world {psnr(held_out, reconstruct(load_vae(out), held_out)):.2f} dB"
+        )
 
 
 def _finish(vae: AutoencoderKL, out: Path, pool: np.ndarray, done: int, seed: int, log) -> None:
     """Write `out/vae` from the moving average, with its scaling factor, and say how good it is."""
     load_average(vae, out / "vae.pt")
     vae.eval()
-    z = latents(vae, pool[:256])
-    vae.register_to_config(scaling_factor=round(float(1 / z.std()), 4))
+    _normalise(vae, latents(vae, pool[:256]))
     vae.save_pretrained(out / "vae")
     held_out = world_frames(64, seed + 1, held_out=True)
     log(f"autoencoder at step {done}: held-out world {psnr(held_out, reconstruct(vae, held_out)):.2f} dB, "
-        f"scaling factor {vae.config.scaling_factor}")  # fmt: skip
+        f"every latent channel now of mean 0 and deviation 1")  # fmt: skip
+
+
+@torch.no_grad()
+def _normalise(vae: AutoencoderKL, z: Tensor) -> None:
+    """Fold the mean and deviation of each channel of z (N, 4, h, w) into the 1x1 convolutions around the latents.
+
+    Reconstructions stay the same; the latents get mean 0 and deviation 1, so that the scaling factor is 1.
+    """
+    mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))
+    n = len(mean)
+    before, after = vae.quant_conv, vae.post_quant_conv
+    before.bias[:n].sub_(mean).div_(std)
+    before.weight[:n].div_(std[:, None, None, None])
+    before.bias[n:].sub_(2 * std.log())  # the log-variances
+    after.bias.add_(torch.einsum("oihw,i->o", after.weight, mean))
+    after.weight.mul_(std[None, :, None, None])
+    vae.register_to_config(scaling_factor=1.0)

@@ -17,7 +17,9 @@ PERIOD = 192.0
 REACH = 36.0  # half width of the widest repeated thing
 
 
-def _scroll(canvas: Canvas, shapes: list[Shape], x: float, y: float, travel, parallax: float, scale=1.0) -> None:
+def _scroll(
+    canvas: Canvas, shapes: list[Shape], x: float, y: float, travel, parallax: float, scale=1.0
+) -> None:
     """Draw shapes at (x, y), repeated every PERIOD; travel = (now, next)."""
     place = (x - parallax * travel[0] + REACH) % PERIOD - REACH
     step = parallax * (travel[1] - travel[0])
@@ -25,7 +27,9 @@ def _scroll(canvas: Canvas, shapes: list[Shape], x: float, y: float, travel, par
         canvas.draw(Part(shapes, affine(place, y, scale=scale), affine(place - step, y, scale=scale)))
 
 
-def _ridge(canvas: Canvas, waves, base: float, colour, travel, parallax: float, *, shade="flat", foot=VIEW) -> None:
+def _ridge(
+    canvas: Canvas, waves, base: float, colour, travel, parallax: float, *, shade="flat", foot=VIEW
+) -> None:
     """A filled landscape whose edge is a sum of periodic waves (amplitude, whole cycles per PERIOD, phase)."""
     x = np.arange(-4.0, VIEW + 9.0, 2.0)
     shift = parallax * travel[0]
@@ -68,7 +72,9 @@ def _cloud(canvas: Canvas, x: float, y: float, travel, scale: float, colour=(252
 
 def _sun(canvas: Canvas, x: float, y: float) -> None:
     glow = Shape(ellipse(x, y, 13), (255, 246, 200), "flat", False, 0.35)
-    canvas.draw(Part([glow, Shape(ellipse(x, y, 8.5), (255, 236, 130), "flat", False)], affine(0, 0), affine(0, 0)))
+    canvas.draw(
+        Part([glow, Shape(ellipse(x, y, 8.5), (255, 236, 130), "flat", False)], affine(0, 0), affine(0, 0))
+    )
 
 
 def _tree(scale: float = 1.0) -> list[Shape]:
@@ -89,7 +95,9 @@ def _road(canvas, travel, v):
     _ground_texture(canvas, 80, travel, v, 0.10)
     _strip(canvas, 87, 89, (226, 224, 214), (226, 224, 214), travel, 1.0)
     for k in range(6):
-        _scroll(canvas, [Shape(box(-9, -1.6, 9, 1.6), (246, 240, 214), "flat", False)], 32 * k, 112, travel, 1.0)
+        _scroll(
+            canvas, [Shape(box(-9, -1.6, 9, 1.6), (246, 240, 214), "flat", False)], 32 * k, 112, travel, 1.0
+        )
     _strip(canvas, 120, 128, (104, 170, 80), (88, 150, 70), travel, 1.0)
 
 
@@ -108,30 +116,41 @@ def _beach(canvas, travel, v):
     _ground_texture(canvas, 88, travel, v, 0.07)
     frond = (60, 150, 78)
     leaves = [
-        Shape(spline([(0, -34), (d * 8, -40), (d * 18, -37), (d * 22, -28 + e), (d * 13, -33), (d * 5, -33)], 4), frond)
+        Shape(
+            spline(
+                [(0, -34), (d * 8, -40), (d * 18, -37), (d * 22, -28 + e), (d * 13, -33), (d * 5, -33)], 4
+            ),
+            frond,
+        )
         for d, e in ((1, 0), (-1, 0), (0.75, -12), (-0.75, -12))
     ]
-    trunk = Shape(np.array([(-2.4, 2), (2.4, 2), (1.2, -18), (1.6, -35), (-1.2, -35), (-1.6, -18)]), (150, 106, 64))
+    trunk = Shape(
+        np.array([(-2.4, 2), (2.4, 2), (1.2, -18), (1.6, -35), (-1.2, -35), (-1.6, -18)]), (150, 106, 64)
+    )
     for x in (30, 126):
         _scroll(canvas, [trunk, *leaves], x + 21 * v, 94, travel, 0.85)
     for k, x in enumerate((12, 58, 96, 150)):
         shell = spline([(-3, 1.5), (-2, -2), (2, -2), (3, 1.5)], 4)
-        _scroll(canvas, [Shape(shell, (240, 128, 110) if k % 2 else (250, 244, 236))], x + 9 * v, 119, travel, 1.0)
+        _scroll(
+            canvas, [Shape(shell, (240, 128, 110) if k % 2 else (250, 244, 236))], x + 9 * v, 119, travel, 1.0
+        )
 
 
 def _snow(canvas, travel, v):
     canvas.rows(0, 84, (168, 202, 232), (232, 240, 248))
+    cap = np.array([(-12.5, -31), (-3, -44), (2, -44), (12.5, -31), (6, -27), (1, -32), (-5, -26)])
     peak = [
         Shape(np.array([(-34, 0), (-3, -44), (2, -44), (34, 0)]), (128, 152, 190)),
-        Shape(np.array([(-12.5, -31), (-3, -44), (2, -44), (12.5, -31), (6, -27), (1, -32), (-5, -26)]), (248, 251, 255), outline=False),
-    ]  # fmt: skip
+        Shape(cap, (248, 251, 255), outline=False),
+    ]
     for x, s in ((30, 1.0), (84, 0.75), (142, 0.95)):
         _scroll(canvas, peak, x + 19 * v, 80, travel, 0.2, s)
     _ridge(canvas, ((3, 2, v), (2, 3, 2)), 79, (216, 228, 244), travel, 0.5)
     pine = []
     for w, y0, y1 in ((11, -4, -17), (9, -12, -25), (6.5, -21, -34)):
         pine.append(Shape(np.array([(-w, y0), (w, y0), (0, y1)]), (52, 106, 88)))
-        pine.append(Shape(np.array([(-w * 0.45, y1 * 0.55 + y0 * 0.45), (w * 0.45, y1 * 0.55 + y0 * 0.45), (0, y1)]), (246, 250, 255), outline=False))  # fmt: skip
+        x, y = 0.45 * w, 0.55 * y1 + 0.45 * y0
+        pine.append(Shape(np.array([(-x, y), (x, y), (0, y1)]), (246, 250, 255), outline=False))
     pine.insert(0, Shape(box(-1.8, -5, 1.8, 1), (104, 78, 60)))
     for k, x in enumerate((16, 52, 104, 160)):
         _scroll(canvas, pine, x + 13 * v, 88, travel, 0.7, 0.8 + 0.2 * ((k + v) % 3))
@@ -183,12 +202,20 @@ def _city(canvas, travel, v):
     fixed = affine(0, 0)
     stars = [Shape(ellipse((37 * k + 11) % 126, (23 * k + 5) % 44 + 3, 0.9, n=8), (250, 246, 214), "flat", False)
              for k in range(14)]  # fmt: skip
-    moon = [Shape(ellipse(24, 19, 13), (200, 204, 250), "flat", False, 0.22), Shape(ellipse(24, 19, 8.5), (250, 246, 220), "flat", False)]
-    moon += [Shape(ellipse(21, 17, 1.8), (222, 216, 190), "flat", False), Shape(ellipse(27, 22, 1.3), (222, 216, 190), "flat", False)]
+    moon = [
+        Shape(ellipse(24, 19, 13), (200, 204, 250), "flat", False, 0.22),
+        Shape(ellipse(24, 19, 8.5), (250, 246, 220), "flat", False),
+    ]
+    moon += [
+        Shape(ellipse(21, 17, 1.8), (222, 216, 190), "flat", False),
+        Shape(ellipse(27, 22, 1.3), (222, 216, 190), "flat", False),
+    ]
     canvas.draw(Part(stars + moon, fixed, fixed))
     for k in range(8):
         h = 24 + 9 * ((k * 5 + v) % 4)
-        _scroll(canvas, [Shape(box(-11, -h, 11, 0), (44, 46, 92), outline=False)], 24 * k + 8, 90, travel, 0.25)
+        _scroll(
+            canvas, [Shape(box(-11, -h, 11, 0), (44, 46, 92), outline=False)], 24 * k + 8, 90, travel, 0.25
+        )
     for k in range(6):
         h = 26 + 10 * ((k * 3 + v) % 4)
         tower = [Shape(box(-12, -h, 12, 0), ((34, 34, 66), (46, 38, 70), (30, 42, 72))[k % 3])]
@@ -196,13 +223,17 @@ def _city(canvas, travel, v):
             for j in range(int(h - 8) // 9):
                 lit = (i * 3 + j * 5 + k + v) % 4
                 glow = (255, 216, 112) if lit else (60, 62, 98)
-                tower.append(Shape(box(-9 + 7 * i, -h + 4 + 9 * j, -5 + 7 * i, -h + 9 + 9 * j), glow, "flat", False))
+                tower.append(
+                    Shape(box(-9 + 7 * i, -h + 4 + 9 * j, -5 + 7 * i, -h + 9 + 9 * j), glow, "flat", False)
+                )
         _scroll(canvas, tower, 32 * k + 5, 92, travel, 0.55)
     _strip(canvas, 90, 128, (58, 56, 78), (38, 38, 56), travel, 1.0)
     _ground_texture(canvas, 92, travel, v, 0.12)
     _strip(canvas, 90, 93, (112, 108, 128), (92, 90, 110), travel, 1.0)
     for k in range(6):
-        _scroll(canvas, [Shape(box(-8, -1.3, 8, 1.3), (214, 204, 150), "flat", False)], 32 * k, 115, travel, 1.0)
+        _scroll(
+            canvas, [Shape(box(-8, -1.3, 8, 1.3), (214, 204, 150), "flat", False)], 32 * k, 115, travel, 1.0
+        )
     lamp = [
         Shape(box(-1.1, -44, 1.1, 2), (22, 22, 34), "flat", False),
         Shape(ellipse(0, -46, 11), (255, 220, 140), "flat", False, 0.22),

@@ -1,4 +1,4 @@
-"""Captions of the sprite world, worded like the field's own prompts: "a red car is driving on the snow, cartoon style"."""
+"""Captions worded like the field's own prompts: "a red car is driving on the snow, cartoon style"."""
 
 from __future__ import annotations
 

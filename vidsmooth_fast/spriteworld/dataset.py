@@ -28,7 +28,8 @@ def _make(vae: AutoencoderKL, indices, frames: int, seed: int, size: int) -> tup
 
 
 def clip_latents(
-    vae: AutoencoderKL, cache: Path, count: int, frames: int, *, seed: int = 0, size: int = 128, part: int = 100, log=print
+    vae: AutoencoderKL, cache: Path, count: int, frames: int, *, seed: int = 0, size: int = 128, part: int = 100,
+    log=print,
 ) -> tuple[Tensor, list[Scene]]:  # fmt: skip
     """`count` random clips of `frames` consecutive frames, as scaled latents (count, frames, 4, h, w) fp16.
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..models.unet import VideoUNet
+from .autoencoder import load_vae
 from .captions import random_caption
 from .dataset import clip_latents
 from .runner import Schedule, load_average, train
@@ -58,6 +58,14 @@ class TextToVideo(nn.Module):
         self.text_encoder = build_text_encoder(self.tokenizer, width=width, layers=1 if tiny else 2)
         self.unet = VideoUNet.from_config(unet_config((16, 32, 32), width, 8) if tiny else unet_config())
 
+    @classmethod
+    def of(cls, model) -> TextToVideo:
+        """The networks of a loaded VideoModel, to be called as here."""
+        new = cls.__new__(cls)
+        nn.Module.__init__(new)
+        new.tokenizer, new.text_encoder, new.unet = model.tokenizer, model.text_encoder, model.unet
+        return new.eval()
+
     def encode(self, texts: list[str]) -> Tensor:
         return self.text_encoder(tokens(self.tokenizer, texts))[0]
 
@@ -70,12 +78,19 @@ class TextToVideo(nn.Module):
 
 def alphas() -> tuple[Tensor, Tensor]:
     """a and s of x_t = a z + s e for t = 0 … 999."""
-    beta = torch.linspace(SCHEDULER["beta_start"] ** 0.5, SCHEDULER["beta_end"] ** 0.5, 1000, dtype=torch.float64) ** 2
+    beta = (
+        torch.linspace(
+            SCHEDULER["beta_start"] ** 0.5, SCHEDULER["beta_end"] ** 0.5, 1000, dtype=torch.float64
+        )
+        ** 2
+    )
     bar = torch.cumprod(1 - beta, 0)
     return bar.sqrt().float(), (1 - bar).sqrt().float()
 
 
-def loss_of(model: TextToVideo, data, shapes, pictures: bool, step: int, generator: torch.Generator) -> Tensor:
+def loss_of(
+    model: TextToVideo, data, shapes, pictures: bool, step: int, generator: torch.Generator
+) -> Tensor:
     """Mean squared error of v. shapes: (clips, frames) to draw from, each of the same number of frames in all.
 
     One caption in ten is empty (for guidance). Frames of a clip share t; their noises are independent.
@@ -114,15 +129,8 @@ def sample(
     return clean
 
 
-def load_vae(out: Path) -> AutoencoderKL:
-    if not (out / "vae" / "config.json").exists():
-        raise ValueError(f"out: expected a trained autoencoder in {out / 'vae'}, found none; run the vae stage first")
-    vae = AutoencoderKL.from_pretrained(out / "vae", local_files_only=True, low_cpu_mem_usage=False)
-    return vae.eval().to(memory_format=torch.channels_last)
-
-
 def train_images(
-    out: Path, *, steps: int, minutes: float, seed: int = 0, batch: int = 16, scenes: int = 6000, tiny: bool = False,
+    out: Path, *, steps: int, minutes: float, seed: int = 0, batch: int = 16, scenes: int = 5000, tiny: bool = False,
     lr: float = 1.2e-3, log=print,
 ) -> None:  # fmt: skip
     """Text encoder and 2D weights, from single frames and from pairs of frames (whose keys are another frame's)."""

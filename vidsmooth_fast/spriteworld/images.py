@@ -73,7 +73,9 @@ def dead_leaves(rng: np.random.Generator, size: int = 192) -> np.ndarray:
         for _ in range(int(rng.integers(1, 5))):
             text = "".join(chr(int(c)) for c in rng.integers(48, 122, 6))
             where = (int(rng.integers(0, size // 2)), int(rng.integers(20, size)))
-            cv2.putText(image, text, where, 0, rng.uniform(0.3, 1.2), rng.uniform(0, 255, 3).tolist(), 1, cv2.LINE_AA)
+            cv2.putText(
+                image, text, where, 0, rng.uniform(0.3, 1.2), rng.uniform(0, 255, 3).tolist(), 1, cv2.LINE_AA
+            )
     if rng.random() < 0.5:
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 1.5))
     if rng.random() < 0.3:

@@ -6,7 +6,13 @@ import numpy as np
 
 from .canvas import Part, Shape, affine, box, compose, ellipse, spline
 
-WHITE, GLASS, DARK, GREY, GOLD = (250, 250, 246), (176, 222, 244), (46, 44, 54), (186, 190, 198), (255, 214, 92)
+WHITE, GLASS, DARK, GREY, GOLD = (
+    (250, 250, 246),
+    (176, 222, 244),
+    (46, 44, 54),
+    (186, 190, 198),
+    (255, 214, 92),
+)
 
 
 def mix(colour, other, amount: float) -> tuple[float, float, float]:
@@ -56,7 +62,8 @@ def boat(colour, place, after, turn):
                 Shape(spline([(0.02, -0.38), (0.13, -0.18), (0.30, 0.04), (0.02, 0.05), (0.02, -0.1)], 5), WHITE),
                 Shape(np.array([(-0.05, -0.32), (-0.05, 0.05), (-0.33, 0.05)]), mix(colour, WHITE, 0.12)),
                 Shape(np.array([(-0.48, 0.09), (0.50, 0.09), (0.34, 0.30), (-0.34, 0.30)]), colour),
-                Shape(np.array([(-0.43, 0.145), (0.462, 0.145), (0.438, 0.175), (-0.408, 0.175)]), WHITE, outline=False),
+                Shape(np.array([(-0.43, 0.145), (0.462, 0.145), (0.438, 0.175), (-0.408, 0.175)]), WHITE,
+                      outline=False),
                 Shape(np.array([(-0.37, 0.265), (0.368, 0.265), (0.34, 0.30), (-0.34, 0.30)]), dark, outline=False),
             ],
             place, after, True,
@@ -90,7 +97,12 @@ def fish(colour, place, after, turn):
     """A tropical fish with light bands; the tail beats."""
     light, dark = mix(colour, WHITE, 0.55), mix(colour, (0, 0, 0), 0.22)
     beat = [affine(-0.24, 0, stretch=0.82 + 0.22 * np.sin(a), angle=0.16 * np.sin(a)) for a in turn]
-    tail = [Shape(spline([(0.06, 0), (-0.10, -0.12), (-0.25, -0.20), (-0.17, 0), (-0.25, 0.20), (-0.10, 0.12)], 5), dark)]
+    tail = [
+        Shape(
+            spline([(0.06, 0), (-0.10, -0.12), (-0.25, -0.20), (-0.17, 0), (-0.25, 0.20), (-0.10, 0.12)], 5),
+            dark,
+        )
+    ]
     body = [
         Shape(spline([(-0.16, -0.17), (0.0, -0.34), (0.20, -0.24), (0.22, -0.14)], 5), dark),
         Shape(spline([(-0.08, 0.16), (0.0, 0.30), (0.14, 0.24), (0.12, 0.15)], 5), dark),
@@ -116,12 +128,14 @@ def bird(colour, place, after, turn):
         Shape(np.array([(0.40, -0.145), (0.52, -0.09), (0.39, -0.06)]), (255, 160, 40)),
         Shape(spline([(-0.34, 0.03), (-0.12, -0.10), (0.12, -0.13), (0.22, -0.215), (0.34, -0.23), (0.43, -0.12),
                       (0.36, 0.01), (0.18, 0.14), (-0.06, 0.17)], 5), colour),
-        Shape(spline([(0.30, 0.03), (0.16, 0.125), (-0.05, 0.152), (-0.13, 0.11), (0.08, 0.07)], 5), light, outline=False),
+        Shape(spline([(0.30, 0.03), (0.16, 0.125), (-0.05, 0.152), (-0.13, 0.11), (0.08, 0.07)], 5), light,
+              outline=False),
         Shape(ellipse(0.315, -0.125, 0.042), WHITE, outline=False),
         Shape(ellipse(0.325, -0.125, 0.024), DARK, "flat", False),
     ]  # fmt: skip
     wing = [
-        Shape(spline([(0.12, 0.03), (0.03, -0.16), (-0.16, -0.36), (-0.27, -0.38), (-0.24, -0.20), (-0.17, 0.02)], 5), dark)
+        Shape(spline([(0.12, 0.03), (0.03, -0.16), (-0.16, -0.36), (-0.27, -0.38), (-0.24, -0.20), (-0.17, 0.02)], 5),
+              dark)
     ]  # fmt: skip
     return [Part(body, place, after, True), _inner(place, after, flap[0], flap[1], wing)]
 
@@ -134,7 +148,8 @@ def rocket(colour, place, after, turn):
         stretch = 1 + 0.18 * np.sin(a)
         burn.append(np.array([[stretch, 0, -0.30], [0, 1 + 0.08 * np.sin(2 * a + 1), 0]]))
     flame = [
-        Shape(spline([(0.02, -0.09), (-0.09, -0.085), (-0.20, 0.0), (-0.09, 0.085), (0.02, 0.09)], 5), (255, 130, 30), "flat"),
+        Shape(spline([(0.02, -0.09), (-0.09, -0.085), (-0.20, 0.0), (-0.09, 0.085), (0.02, 0.09)], 5), (255, 130, 30),
+              "flat"),
         Shape(spline([(0.02, -0.05), (-0.05, -0.045), (-0.12, 0.0), (-0.05, 0.045), (0.02, 0.05)], 5), (255, 232, 110),
               "flat", False),
     ]  # fmt: skip

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..models.video_model import VideoModel, quiet_transformers
-from .diffusion import SCHEDULER, load_vae, trained
+from .autoencoder import load_vae
+from .diffusion import SCHEDULER, trained
 
 LIMIT = 16_000_000  # bytes of all weights, so that the wheel stays small
 
@@ -21,7 +22,12 @@ def package(out: Path, target: Path, *, tiny: bool = False) -> str:
     """
     model = trained(out, tiny=tiny)
     whole = VideoModel(
-        model.unet.half(), load_vae(out).half(), model.text_encoder, model.tokenizer, SCHEDULER, name="sprite-world"
+        model.unet.half(),
+        load_vae(out).half(),
+        model.text_encoder,
+        model.tokenizer,
+        SCHEDULER,
+        name="sprite-world",
     )
     whole.save(target)
     with quiet_transformers():

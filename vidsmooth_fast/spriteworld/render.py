@@ -106,7 +106,9 @@ def _pose(scene: Scene, motion: Motion, t: float) -> tuple[np.ndarray, float]:
     rolled = motion.start + motion.speed * t + sway
     x = motion.x + sway
     if scene.object == "car":
-        return affine(x, GROUND - below * width + 0.2 * bob, scale=width, angle=0.006 * lean), rolled / (0.12 * width)
+        return affine(x, GROUND - below * width + 0.2 * bob, scale=width, angle=0.006 * lean), rolled / (
+            0.12 * width
+        )
     if scene.object == "ball":
         return affine(x, GROUND + 2 - below * width, scale=width), rolled / (below * width)
     if scene.object == "boat":
@@ -122,7 +124,14 @@ def _shadow(scene: Scene, place: np.ndarray, after: np.ndarray) -> Part:
     on_ground = OBJECTS[scene.object][3] is not None
     flat = (0, 0, 30)
     shapes = [
-        Shape(ellipse(0, 0, (0.46 if on_ground else 0.30) * width * k, 3.6 * k), flat, "flat", False, 0.13, False)
+        Shape(
+            ellipse(0, 0, (0.46 if on_ground else 0.30) * width * k, 3.6 * k),
+            flat,
+            "flat",
+            False,
+            0.13,
+            False,
+        )
         for k in (1.0, 0.8, 0.6)
     ]
     y = GROUND if on_ground else GROUND + 6

@@ -149,7 +149,9 @@ def train(
             raise FloatingPointError(f"loss is {value} at step {step}; lower the learning rate")
         running = value if running is None else 0.98 * running + 0.02 * value
         if rank == 0 and (step % 50 == 0 or step == schedule.steps):
-            log(f"step {step}/{schedule.steps} loss {running:.4f} seconds {spent + time.monotonic() - began:.0f}")
+            log(
+                f"step {step}/{schedule.steps} loss {running:.4f} seconds {spent + time.monotonic() - began:.0f}"
+            )
         if snapshot_every and on_snapshot and step % snapshot_every == 0:
             save()
             if rank == 0:

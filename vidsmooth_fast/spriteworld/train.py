@@ -3,6 +3,7 @@
     python -m vidsmooth_fast.spriteworld.train vae      --out DIR --minutes 25
     python -m vidsmooth_fast.spriteworld.train unet     --out DIR --minutes 50
     python -m vidsmooth_fast.spriteworld.train temporal --out DIR --minutes 20
+    python -m vidsmooth_fast.spriteworld.train decoder  --out DIR --minutes 10
     python -m vidsmooth_fast.spriteworld.train package  --out DIR --to vidsmooth_fast/models/embedded/sprite-world
 
 --steps fixes the learning-rate schedule; --minutes only says when this run stops. Running a stage again continues it.
@@ -15,12 +16,14 @@ from pathlib import Path
 
 from .runner import in_parallel
 
-STEPS = {"vae": 3400, "unet": 3000, "temporal": 500}
+STEPS = {"vae": 2000, "unet": 2300, "temporal": 700, "decoder": 2000}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m vidsmooth_fast.spriteworld.train", description=__doc__.split("\n")[0])
-    parser.add_argument("stage", choices=["vae", "unet", "temporal", "package"])
+    parser = argparse.ArgumentParser(
+        prog="python -m vidsmooth_fast.spriteworld.train", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("stage", choices=["vae", "unet", "temporal", "decoder", "package"])
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints and finished parts")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop this run after so long")
     parser.add_argument("--steps", type=int, default=None, help="length of the learning-rate schedule")
@@ -32,8 +35,14 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     steps = options.steps if options.steps is not None else STEPS.get(options.stage, 0)
-    common = {"out": options.out, "steps": steps, "minutes": options.minutes, "seed": options.seed,
-              "log": _log, "tiny": options.tiny}
+    common = {
+        "out": options.out,
+        "steps": steps,
+        "minutes": options.minutes,
+        "seed": options.seed,
+        "log": _log,
+        "tiny": options.tiny,
+    }
     if options.stage != "package":
         in_parallel(options.workers, options.threads, _stage, options.stage, common)
     else:
@@ -45,6 +54,8 @@ def main(arguments: list[str] | None = None) -> None:
 def _stage(stage: str, common: dict) -> None:
     if stage == "vae":
         from .autoencoder import train_autoencoder as job
+    elif stage == "decoder":
+        from .autoencoder import train_decoder as job
     elif stage == "unet":
         from .diffusion import train_images as job
     else:

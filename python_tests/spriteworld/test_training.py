@@ -1,0 +1,159 @@
+"""The training script at toy size: every stage runs, continues to the same weights after a kill, and packages."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from vidsmooth_fast.spriteworld.captions import random_caption
+from vidsmooth_fast.spriteworld.diffusion import TextToVideo, alphas
+from vidsmooth_fast.spriteworld.images import crops, dead_leaves
+from vidsmooth_fast.spriteworld.package import LIMIT, weight_bytes
+from vidsmooth_fast.spriteworld.render import random_scene
+from vidsmooth_fast.spriteworld.runner import Schedule, train
+from vidsmooth_fast.spriteworld.text import LENGTH, build_tokenizer, tokens
+from vidsmooth_fast.spriteworld.train import main
+
+EMBEDDED = Path(__file__).parents[2] / "vidsmooth_fast" / "models" / "embedded" / "sprite-world"
+TINY = ["--tiny", "--workers", "1", "--steps", "2"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder in which every stage has run two steps, packaged."""
+    out = tmp_path_factory.mktemp("run")
+    threads = torch.get_num_threads()
+    for stage in ("vae", "unet", "temporal", "package"):
+        main([stage, "--out", str(out), *TINY])
+    torch.set_num_threads(threads)
+    return out
+
+
+def test_every_stage_runs_and_loads_with_the_public_classes(trained):
+    from diffusers import AutoencoderKL
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    root = trained / "sprite-world"
+    vae = AutoencoderKL.from_pretrained(root / "vae", local_files_only=True)
+    encoder = CLIPTextModel.from_pretrained(root / "text_encoder", local_files_only=True)
+    tokenizer = CLIPTokenizer.from_pretrained(root / "tokenizer", local_files_only=True)
+    assert vae.config.scaling_factor > 0
+    width = json.loads((root / "unet" / "config.json").read_text())["cross_attention_dim"]
+    assert encoder(tokens(tokenizer, ["a red car"])).last_hidden_state.shape == (1, LENGTH, width)
+
+
+def test_temporal_layers_learn_only_in_their_stage(trained):
+    pictures, clips = (
+        torch.load(trained / f"{s}.pt", weights_only=True)["model"] for s in ("unet", "temporal")
+    )
+    out = [k for k in pictures if "attn_temp.to_out.0.weight" in k]
+    assert out and all((pictures[k] == 0).all() for k in out)
+    assert any((clips[k] != 0).any() for k in out)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_a_stopped_run_continues_to_the_same_weights(tmp_path):
+    def fresh():
+        torch.manual_seed(0)
+        return nn.Linear(4, 4)
+
+    def run(model, folder, *, stop_at=None):
+        def loss(step, generator):
+            if step == stop_at:
+                raise Interrupted
+            x = torch.randn(8, 4, generator=generator)
+            return (model(x) - x.flip(1)).pow(2).mean()
+
+        folder.mkdir(exist_ok=True)
+        train(
+            model, loss, Schedule(20, lr=1e-2, warmup=3), folder / "m.pt", save_every=0, log=lambda line: None
+        )
+
+    whole, part = fresh(), fresh()
+    run(whole, tmp_path / "a")
+    with pytest.raises(Interrupted):
+        run(part, tmp_path / "b", stop_at=11)
+    again = fresh()
+    run(again, tmp_path / "b")
+    assert torch.equal(whole.weight, again.weight)
+    a, b = (torch.load(tmp_path / f / "m.pt", weights_only=True)["mean"] for f in "ab")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.slow
+def test_a_killed_stage_continues_to_the_same_weights(tmp_path):
+    """The real script, killed without warning, then started again."""
+
+    def command(out):
+        arguments = ["vae", "--out", str(out), "--tiny", "--workers", "1", "--steps", "12"]
+        return [sys.executable, "-m", "vidsmooth_fast.spriteworld.train", *arguments]
+
+    subprocess.run(command(tmp_path / "a"), check=True, stdout=subprocess.DEVNULL)
+    first = [*command(tmp_path / "b"), "--minutes", "0"]
+    subprocess.run(first, check=True, stdout=subprocess.DEVNULL)  # a checkpoint at step 0
+    running = subprocess.Popen(command(tmp_path / "b"), stdout=subprocess.DEVNULL)
+    time.sleep(6)
+    os.kill(running.pid, signal.SIGKILL)
+    running.wait()
+    subprocess.run(command(tmp_path / "b"), check=True, stdout=subprocess.DEVNULL)
+    a, b = (torch.load(tmp_path / f / "vae.pt", weights_only=True)["model"] for f in "ab")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_tokenizer_takes_any_words():
+    tokenizer = build_tokenizer()
+    rng = np.random.default_rng(0)
+    longest = max(len(tokenizer(random_caption(random_scene(rng), rng)).input_ids) for _ in range(200))
+    assert longest <= LENGTH
+    for text in ("a man is hiking", "Ein Käse über 北京 🚀", "zzz-qqq!?"):
+        ids = tokenizer(text).input_ids
+        assert len(ids) > 3 and ids.count(tokenizer.unk_token_id) == 1  # the end token only
+    assert tokens(tokenizer, ["", "x " * 99]).shape == (2, LENGTH)
+
+
+def test_schedule_is_stable_diffusions():
+    from diffusers import DDIMScheduler
+
+    from vidsmooth_fast.spriteworld.diffusion import SCHEDULER
+
+    theirs = DDIMScheduler.from_config(SCHEDULER).alphas_cumprod
+    torch.testing.assert_close(alphas()[0] ** 2, theirs, atol=1e-6, rtol=1e-5)
+
+
+def test_synthetic_pictures_are_seeded_and_crops_have_their_size():
+    a, b = (dead_leaves(np.random.default_rng(3), 64) for _ in range(2))
+    assert np.array_equal(a, b) and a.std() > 5
+    assert crops(a[None], 5, 32, np.random.default_rng(0)).shape == (5, 32, 32, 3)
+
+
+def test_missing_stage_is_named(tmp_path):
+    with pytest.raises(ValueError, match="expected a trained autoencoder"):
+        main(["unet", "--out", str(tmp_path), *TINY])
+
+
+def test_networks_size():
+    model = TextToVideo()
+    size = 2 * sum(p.numel() for p in model.parameters())
+    assert size < LIMIT - 2_000_000  # the rest is the autoencoder
+
+
+def test_embedded_weights_are_small_and_load():
+    import vidsmooth_fast
+
+    assert weight_bytes(EMBEDDED) <= LIMIT
+    model = vidsmooth_fast.load("sprite-world", device="cpu", dtype="float32")
+    assert model.default_size == (128, 128) and model.downsampling == 4 and model.latent_channels == 4
+    assert model.encode_text(["a red car is driving on the snow"]).shape[1:] == (LENGTH, 128)
