@@ -16,6 +16,7 @@ import argparse
 import copy
 import itertools
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +29,6 @@ from baselines import PublishedUNet, attention_sdpa, published_sample
 from torch.utils.flop_counter import FlopCounterMode
 
 import vidsmooth_fast as vsf
-from vidsmooth_fast import ops
 from vidsmooth_fast.models import VideoModel, VideoUNet
 
 FRAMES, WINDOW, STRIDE, GUIDANCE, STEPS = 48, 16, 8, 7.5, 2
@@ -201,10 +201,28 @@ def matrix_rates(dtype: torch.dtype) -> dict[str, float]:
     return {"product": product / 1e9, "convolution": convolution / 1e9}
 
 
+def _attention_flop(query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object) -> int:
+    """(B, heads, tokens, width) each: q k^T, then the product with v."""
+    batch, heads, tokens, width = query
+    return 2 * batch * heads * tokens * key[-2] * (width + value[-1])
+
+
+def _temporal_flop(query: torch.Size, *_: object, frames: int, **__: object) -> int:
+    return 4 * math.prod(query) * frames
+
+
+def _sparse_causal_flop(query: torch.Size, _key, _value, kv_frames: torch.Size, **__: object) -> int:
+    return 4 * math.prod(query) * kv_frames[-1] * query[1]
+
+
 def gflop_of_step(model: VideoModel, latents: torch.Tensor, text: torch.Tensor) -> float:
-    """GFLOP that our algorithm needs for one step, counted on the PyTorch references."""
+    """GFLOP that our algorithm needs for one step, with the attentions that PyTorch's counter does not know."""
+    known = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flop}
+    for name, formula in (("temporal", _temporal_flop), ("sparse_causal", _sparse_causal_flop)):
+        if hasattr(torch.ops.vidsmooth, f"{name}_attention"):
+            known[getattr(torch.ops.vidsmooth, f"{name}_attention")] = formula
     kv, time_embedding = model.unet.project_text(text), model.unet.embed_time(500)
-    with FlopCounterMode(display=False) as counter, ops.backend("torch"):
+    with FlopCounterMode(display=False, custom_mapping=known) as counter:
         model.unet(latents[:, :, :WINDOW], time_embedding, kv)
     return counter.get_total_flops() * EVALUATIONS / 1e9
 
