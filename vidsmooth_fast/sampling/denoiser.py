@@ -1,0 +1,70 @@
+"""What the sampling loop knows of a network, and VideoUNet seen that way."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from vidsmooth_fast.models.unet import AttentionWindows, TextKV, VideoUNet
+
+
+class Denoiser(Protocol):
+    """A network that predicts noise, velocity or the clean latents of a window of frames."""
+
+    dtype: torch.dtype
+    device: torch.device
+
+    def prepare_text(self, text: Tensor) -> Any:
+        """Everything that depends on the prompts alone. text (R, L, D); the result has R rows and `select(rows)`."""
+
+    def predict(
+        self,
+        latents: Tensor,
+        timestep: float,
+        text: Any,
+        controls: Any = None,
+        frame_offsets: Tensor | None = None,
+    ) -> Tensor:
+        """latents (N, C, K, H, W), text of N rows -> prediction (N, C, K, H, W).
+
+        controls: residuals for these windows, or None. frame_offsets: (N,) int64, the video's frame at which each
+        window starts; for networks that know the position.
+        """
+
+    def in_float32(self) -> Denoiser:
+        """The same network in single precision: the refuge when half precision overflows."""
+
+
+class UNetDenoiser:
+    """VideoUNet as a denoiser. Text keys and values are projected once per prompt, time embeddings once per step.
+
+    windows: for `merge="attention"`, the windows inside temporal attention over all frames.
+    """
+
+    def __init__(self, unet: VideoUNet, windows: AttentionWindows | None = None):
+        self.unet = unet
+        self.windows = windows
+        parameter = next(unet.parameters())
+        self.dtype, self.device = parameter.dtype, parameter.device
+        self._time = (None, None)
+
+    def prepare_text(self, text: Tensor) -> TextKV:
+        return self.unet.project_text(text.to(self.device, self.dtype))
+
+    def predict(
+        self,
+        latents: Tensor,
+        timestep: float,
+        text: TextKV,
+        controls: Any = None,
+        frame_offsets: Tensor | None = None,
+    ) -> Tensor:
+        if self._time[0] != timestep:
+            self._time = (timestep, self.unet.embed_time(timestep))
+        return self.unet(latents.to(self.dtype), self._time[1], text, windows=self.windows)
+
+    def in_float32(self) -> UNetDenoiser:
+        return UNetDenoiser(copy.deepcopy(self.unet).float(), self.windows)

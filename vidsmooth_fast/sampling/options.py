@@ -1,0 +1,130 @@
+"""The options of a run, checked before any work starts."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from vidsmooth_fast.models.video_model import VideoModel
+from vidsmooth_fast.sampling.noise import INITS as INITIAL_NOISE
+from vidsmooth_fast.sampling.schedule import SCHEDULERS
+from vidsmooth_fast.sampling.smoothing import InversionBlend, NoiseConstraint
+from vidsmooth_fast.sampling.windows import WEIGHTS
+
+MERGES = ("latent", "attention")
+INITS = ("inversion", "latents", *INITIAL_NOISE)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the result of a run depends on, beside model, prompts, source and initial latents.
+
+    The fields are those of `fast_sample`. None for init, height or width means the default, filled in by `for_model`.
+    Raises ValueError naming the field, what was expected and what came.
+    """
+
+    frames: int
+    source_prompt: str = ""
+    strength: float = 1.0
+    steps: int = 50
+    guidance: float = 7.5
+    window: int = 16
+    stride: int = 8
+    window_weights: str = "hann"
+    loop: bool = False
+    merge: str = "latent"
+    smooth: NoiseConstraint | None = None
+    blend: InversionBlend | None = None
+    init: str | None = None
+    scheduler: str = "ddim"
+    eta: float = 0.0
+    height: int | None = None
+    width: int | None = None
+    seed: int = 0
+    max_batch: int | str = "auto"
+
+    def __post_init__(self) -> None:
+        for name, least in (("frames", 1), ("steps", 1), ("window", 2), ("stride", 1)):
+            _whole(name, getattr(self, name), least)
+        if self.stride > self.window:
+            raise ValueError(
+                f"stride: expected at most the window ({self.window}), got {self.stride}: frames would be left out"
+            )
+        for name, choices in (
+            ("window_weights", WEIGHTS),
+            ("merge", MERGES),
+            ("scheduler", SCHEDULERS),
+            ("init", (None, *INITS)),
+        ):
+            if getattr(self, name) not in choices:
+                known = ", ".join(choice for choice in choices if choice)
+                raise ValueError(f"{name}: expected one of {known}; got {getattr(self, name)!r}")
+        for name, lowest, highest in (("strength", 0, 1), ("eta", 0, 1), ("guidance", 0, float("inf"))):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not lowest <= value <= highest:
+                raise ValueError(f"{name}: expected a number in {lowest}..{highest}, got {value!r}")
+        if self.strength == 0:
+            raise ValueError("strength: expected more than 0, got 0: nothing would change")
+        if not isinstance(self.seed, int):
+            raise ValueError(f"seed: expected an integer, got {self.seed!r}")
+        if self.max_batch != "auto":
+            _whole("max_batch", self.max_batch, 1)
+        if self.smooth is not None and not isinstance(self.smooth, NoiseConstraint):
+            raise ValueError(f"smooth: expected a NoiseConstraint or None, got {type(self.smooth).__name__}")
+        if self.blend is not None and not isinstance(self.blend, InversionBlend):
+            raise ValueError(f"blend: expected an InversionBlend or None, got {type(self.blend).__name__}")
+
+    def for_model(self, model: VideoModel, *, has_source: bool, has_latents: bool) -> Options:
+        """Defaults filled in, and what needs the model or the inputs checked."""
+        height, width = self.height or model.default_size[0], self.width or model.default_size[1]
+        multiple = model.downsampling
+        for name, value in (("height", height), ("width", width)):
+            _whole(name, value, multiple)
+            if value % multiple:
+                low = value - value % multiple
+                raise ValueError(
+                    f"{name}: expected a multiple of {multiple} for this model, got {value}; "
+                    f"try {low} or {low + multiple}"
+                )
+        if self.smooth is not None and self.smooth.target == "source" and not has_source:
+            raise ValueError("smooth: target 'source' needs a source clip; use target='clean' without one")
+        init = self._init(has_source, has_latents)
+        if self.blend is not None and init != "inversion":
+            raise ValueError(f"blend: acts on the inversion of a source, and this run starts from {init!r}")
+        return replace(self, height=height, width=width, init=init)
+
+    def _init(self, has_source: bool, has_latents: bool) -> str:
+        wants_shared = self.smooth is not None and self.smooth.wants_shared_noise
+        if has_latents:
+            chosen = "latents"
+            if self.init not in (None, "latents"):
+                raise ValueError(f"init: got {self.init!r} beside latents; give one of them")
+        elif self.init == "latents":
+            raise ValueError("init: 'latents' needs initial latents")
+        elif self.init == "inversion" and not has_source:
+            raise ValueError("init: 'inversion' needs a source clip")
+        elif self.init is not None:
+            chosen = self.init
+        elif has_source and self.strength == 1:
+            chosen = "inversion"
+        else:
+            chosen = "shared" if wants_shared else "freenoise"
+        if wants_shared and chosen != "shared":
+            warnings.warn(
+                f"smooth: target {self.smooth.target!r} amplifies flicker unless all frames share their initial noise, "
+                f"and init is {chosen!r}; see docs/smoothing.md",
+                stacklevel=4,
+            )
+        return chosen
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings in the form that is written into the output's metadata."""
+        settings = asdict(self)
+        del settings["max_batch"]  # the result does not depend on it
+        return settings
+
+
+def _whole(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
