@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.library import opcheck
+
+from vidsmooth_fast import ops
+from vidsmooth_fast.ops.sparse_causal_attention import _runs
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+PATTERNS = {
+    "first": lambda n: [[0] for _ in range(n)],
+    "first, previous": lambda n: [[0, max(f - 1, 0)] for f in range(n)],
+    "neighbours": lambda n: [[max(f - 1, 0), f, min(f + 1, n - 1)] for f in range(n)],  # ends count twice
+    "all": lambda n: [list(range(n))] * n,
+    "self": lambda n: [[f] for f in range(n)],
+    "mixed": lambda n: [[(f * f + 1) % n, (3 * f) % n, n - 1, n - 1] for f in range(n)],
+}
+
+
+@pytest.fixture(params=["torch", "cpu"])
+def backend(request):
+    with ops.backend(request.param):
+        yield request.param
+
+
+def frame_by_frame(q, k, v, frames, heads, rows, scale=None):
+    """Concatenate the keys of each frame and attend, as Tune-A-Video does it."""
+    q, k, v = (t.unflatten(0, (-1, frames)).unflatten(-1, (heads, -1)).transpose(2, 3) for t in (q, k, v))
+    outs = []
+    for frame, row in enumerate(rows):
+        keys, values = (torch.cat([t[:, i] for i in row], 2) for t in (k, v))
+        outs.append(F.scaled_dot_product_attention(q[:, frame], keys, values, scale=scale))
+    return torch.stack(outs, 1).transpose(2, 3).flatten(3).flatten(0, 1)
+
+
+def inputs(batch, frames, pixels, columns, dtype=torch.float32):
+    return [torch.randn(batch * frames, pixels, columns).to(dtype) for _ in range(3)]
+
+
+def check(within_rule, qkv, frames, heads, rows, scale=None):
+    got = ops.sparse_causal_attention(*qkv, frames=frames, heads=heads, kv_frames=rows, scale=scale)
+    exact = frame_by_frame(*(t.double() for t in qkv), frames, heads, rows, scale)
+    assert got.dtype == qkv[0].dtype and got.is_contiguous()
+    within_rule(got, frame_by_frame(*qkv, frames, heads, rows, scale), exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("frames", [1, 2, 5])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_patterns(backend, poisoned, within_rule, pattern, frames, dtype):
+    torch.manual_seed(0)
+    check(within_rule, inputs(2, frames, 33, 3 * 40, dtype), frames, 3, PATTERNS[pattern](frames))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "heads", "width"), [(1, 1, 8), (7, 2, 64), (64, 2, 80), (100, 1, 160), (65, 3, 20)]
+)
+def test_sizes(backend, within_rule, pixels, heads, width):
+    torch.manual_seed(0)
+    check(
+        within_rule, inputs(3, 4, pixels, heads * width), 4, heads, PATTERNS["first, previous"](4), scale=0.2
+    )
+
+
+def test_strides(backend):
+    torch.manual_seed(0)
+    fused = torch.randn(6, 10, 3 * 32)
+    settings = {"frames": 3, "heads": 2, "kv_frames": PATTERNS["first, previous"](3)}
+    expected = ops.sparse_causal_attention(*(t.contiguous() for t in fused.chunk(3, -1)), **settings)
+    torch.testing.assert_close(ops.sparse_causal_attention(*fused.chunk(3, -1), **settings), expected)
+
+
+def test_keys_are_grouped_without_gathering():
+    assert _runs(PATTERNS["all"](4)) == [((0, 1, 2, 3), 0, 4, 1)]
+    assert _runs([[0, 0], [0, 0], [0, 1]]) == [((0, 1, 2), 0, 1, 1), ((2,), 1, 2, 1)]
+    assert _runs([[0, 0, 1], [0, 1, 1]]) == [
+        ((0,), 0, 1, 2),
+        ((1,), 0, 1, 1),
+        ((0,), 1, 2, 1),
+        ((1,), 1, 2, 2),
+    ]
+
+
+def test_scores_far_apart_do_not_overflow(backend, within_rule):
+    torch.manual_seed(0)
+    q, k, v = inputs(1, 3, 16, 32)
+    k[3 * 0] *= 100
+    check(within_rule, (q * 10, k, v), 3, 2, PATTERNS["first, previous"](3))
+
+
+def test_gradients(backend):
+    torch.manual_seed(0)
+    qkv = [torch.randn(2 * 3, 2, 6, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+
+    def run(q, k, v):
+        rows = PATTERNS["neighbours"](3)
+        return ops.sparse_causal_attention(q, k, v, frames=3, heads=2, kv_frames=rows, scale=0.7)
+
+    assert torch.autograd.gradcheck(run, qkv)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_opcheck(dtype):
+    kv_frames = torch.tensor(PATTERNS["first, previous"](4))
+    opcheck(
+        torch.ops.vidsmooth.sparse_causal_attention.default,
+        (*inputs(2, 4, 3, 16, dtype), kv_frames),
+        {"frames": 4, "heads": 2},
+    )
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_compiles_in_one_graph(grad):
+    qkv = [t.requires_grad_(grad) for t in inputs(1, 4, 3, 16)]
+    kv_frames = torch.tensor(PATTERNS["first, previous"](4))
+
+    def run(q, k, v):
+        return ops.sparse_causal_attention(q, k, v, frames=4, heads=2, kv_frames=kv_frames) + 1
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*qkv), run(*qkv))
+
+
+def test_the_published_layer(backend, golden):
+    arrays, parameters = golden("tav_attention")
+    frames, heads = parameters["f"], parameters["heads"]
+    to_q, to_k, to_v, to_out = (
+        arrays[f"weights.attn1.{name}.weight"] for name in ("to_q", "to_k", "to_v", "to_out.0")
+    )
+    x = arrays["sc.input"]
+    rows = PATTERNS["first, previous"](frames)
+    out = ops.sparse_causal_attention(
+        x @ to_q.T, x @ to_k.T, x @ to_v.T, frames=frames, heads=heads, kv_frames=rows
+    )
+    out = out @ to_out.T + arrays["weights.attn1.to_out.0.bias"]
+    torch.testing.assert_close(out, arrays["sc.output"], rtol=0, atol=1e-5)
+
+
+QKV = torch.zeros(6, 4, 8)
+ROWS = [[0, 0], [0, 0], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"q": QKV[0]}, r"^q: expected a non-empty tensor of shape \(B\*F, P, h\*d\), got \(4, 8\)$"),
+        ({"k": QKV[:3]}, r"^k: expected the shape of q, \(6, 4, 8\), got \(3, 4, 8\)$"),
+        ({"v": QKV.half()}, r"^v: expected the dtype of q, torch.float32, got torch.float16$"),
+        ({"frames": 4}, r"^frames: expected a positive divisor of the 6 rows of q, got 4$"),
+        ({"heads": 3}, r"^heads: expected a positive divisor of the 8 columns of q, got 3$"),
+        (
+            {"kv_frames": ROWS[:2]},
+            r"^kv_frames: expected int64 of shape \(3, R\), got torch.int64 of \(2, 2\)$",
+        ),
+        ({"kv_frames": [[0], [0, 1], [0]]}, r"^kv_frames: expected 3 rows of equal length, got \[\[0\], "),
+        ({"kv_frames": torch.zeros(3, 1)}, r"^kv_frames: expected int64 .* got torch.float32 of \(3, 1\)$"),
+        ({"kv_frames": torch.zeros(3, 0, dtype=torch.int64)}, r"^kv_frames: expected at least one key frame"),
+        ({"kv_frames": [[0], [3], [0]]}, r"^kv_frames: expected indices in \[0, 3\), got 3$"),
+        ({"kv_frames": [[0], [-1], [0]]}, r"^kv_frames: expected indices in \[0, 3\), got -1$"),
+    ],
+)
+def test_bad_input(change, message):
+    arguments = {"q": QKV, "k": QKV, "v": QKV, "frames": 3, "heads": 2, "kv_frames": ROWS, **change}
+    with pytest.raises(ValueError, match=message) as error:
+        ops.sparse_causal_attention(**arguments)
+    assert "\n" not in str(error.value)
