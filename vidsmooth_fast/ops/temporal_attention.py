@@ -59,7 +59,10 @@ def reference(
 def _cpu_supports(q, k=None, v=None, weights=None, **_settings):
     tensors = [t for t in (q, k, v) if t is not None]
     if any(t.stride(-1) != 1 and t.shape[-1] != 1 for t in tensors):
-        return False, "the C++ kernel needs neighbouring columns next to each other (stride 1 on the last axis)"
+        return (
+            False,
+            "the C++ kernel needs neighbouring columns next to each other (stride 1 on the last axis)",
+        )
     return cpu_supports(*tensors)
 
 
@@ -168,6 +171,8 @@ def temporal_attention(
             got = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
             raise ValueError(f"weights: expected a floating-point tensor of shape (K,), got {got}")
         if not 1 <= len(weights) <= frames:
-            raise ValueError(f"weights: expected at most {frames}, one per frame of a window, got {len(weights)}")
+            raise ValueError(
+                f"weights: expected at most {frames}, one per frame of a window, got {len(weights)}"
+            )
         coverage(tuple(starts), len(weights), frames)
     return _op(q, k, v, weights, frames=frames, heads=heads, scale=scale, starts=starts)
