@@ -12,16 +12,31 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from .autoencoder import latents
-from .render import Scene, random_scene, render_clip
+from .render import Scene, object_mask, random_scene, render_clip
 from .runner import rank_and_workers
+
+
+def _scene(seed: int, frames: int, i: int) -> tuple[Scene, float]:
+    """The i-th scene of a set, and its first frame's time."""
+    rng = np.random.default_rng([seed, frames, i])
+    return random_scene(rng), float(rng.uniform(0, 400))
+
+
+def object_masks(count: int, frames: int, *, seed: int, size: int) -> Tensor:
+    """Where the objects of `clip_latents` are: (count, frames, size, size) bool."""
+    out = np.empty((count, frames, size, size), bool)
+    for i in range(count):
+        scene, start = _scene(seed, frames, i)
+        for f in range(frames):
+            out[i, f] = object_mask(scene, start + f, size)
+    return torch.from_numpy(out)
 
 
 def _make(vae: AutoencoderKL, indices, frames: int, seed: int, size: int) -> tuple[Tensor, list[dict]]:
     found, scenes = [], []
     for i in indices:
-        rng = np.random.default_rng([seed, frames, i])
-        scene = random_scene(rng)
-        clip = render_clip(scene, frames, size, start=float(rng.uniform(0, 400)), truth=False)
+        scene, start = _scene(seed, frames, i)
+        clip = render_clip(scene, frames, size, start=start, truth=False)
         found.append(latents(vae, clip.frames).half())
         scenes.append(asdict(scene))
     return torch.stack(found), scenes

@@ -152,6 +152,15 @@ def render_frame(scene: Scene, t: float, size: int = 128, *, truth: bool = False
     return canvas
 
 
+def object_mask(scene: Scene, t: float, size: int) -> np.ndarray:
+    """(size, size) bool: where the object is at frame t, without drawing the rest."""
+    canvas = Canvas(size, "cartoon", truth=True)
+    place, turn = _pose(scene, Motion.of(scene.seed), t)
+    for part in OBJECTS[scene.object][0](COLOURS[scene.colour], place, place, (turn, turn)):
+        canvas.draw(part)
+    return canvas.mask()
+
+
 def render_clip(
     scene: Scene, frames: int, size: int = 128, *, start: float = 0, stride: float = 1, truth: bool = True
 ) -> Clip:
