@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import warnings
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +26,9 @@ def one_line_errors(command):
     @functools.wraps(command)
     def run(*args, **kwargs):
         try:
-            return command(*args, **kwargs)
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                return command(*args, **kwargs)
         except KeyboardInterrupt:
             message, code = "interrupted", 130
         except (ValueError, OSError, MemoryError, FloatingPointError) as error:
@@ -34,6 +37,10 @@ def one_line_errors(command):
         sys.exit(code)
 
     return run
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    print(f"vidsmooth-fast: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 class Merge(str, Enum):
@@ -100,6 +107,9 @@ def sample(
     init: Annotated[str | None, typer.Option(help="inversion, freenoise, independent or shared.")] = None,
     scheduler: Annotated[str, typer.Option(help="ddim, dpmpp_2m, euler, ddpm or flow.")] = "ddim",
     eta: Annotated[float, typer.Option(help="Noise of DDIM, 0..1.")] = 0.0,
+    latents: Annotated[
+        Path | None, typer.Option(help="Start from what `invert` has written, instead of init.")
+    ] = None,
     height: Height = None,
     width: Width = None,
     seed: Seed = 0,
@@ -114,10 +124,11 @@ def sample(
     quiet: Quiet = False,
 ) -> None:
     """Sample a long video from a prompt, or edit a source clip."""
-    from vidsmooth_fast import InversionBlend, NoiseConstraint, fast_sample, load
+    from vidsmooth_fast import InversionBlend, NoiseConstraint, fast_sample
+    from vidsmooth_fast.sampling.inversion import Inversion
 
     fast_sample(
-        load(model, device=device, dtype=dtype),
+        model,
         prompt[0] if len(prompt) == 1 else prompt,
         frames,
         source=source,
@@ -139,6 +150,9 @@ def sample(
         height=height,
         width=width,
         seed=seed,
+        latents=Inversion.open(latents).latents if latents else None,
+        device=device,
+        dtype=dtype,
         max_batch="auto" if max_batch is None else max_batch,
         progress=not quiet,
         resume=resume,
@@ -169,11 +183,11 @@ def invert(
     quiet: Quiet = False,
 ) -> None:
     """Invert a video: the noise from which sampling returns to it."""
-    from vidsmooth_fast import InversionBlend, load
+    from vidsmooth_fast import InversionBlend
     from vidsmooth_fast import invert as invert_video
 
-    inversion = invert_video(
-        load(model, device=device, dtype=dtype),
+    invert_video(
+        model,
         video,
         prompt,
         steps=steps,
@@ -184,9 +198,11 @@ def invert(
         scheduler=scheduler,
         height=height,
         width=width,
+        device=device,
+        dtype=dtype,
         progress=not quiet,
+        output=output,
     )
-    inversion.save(output)
     typer.echo(output)
 
 

@@ -30,7 +30,8 @@ class Video:
 
     fps: frames per second, Fraction. size: (height, width), pixels. duration: seconds, Fraction.
     audio: `Sound` of this part, or None. metadata: dict. latents: (1, C, F, h, w) tensor of the sampler that
-    made it, or None. path: where it was read from, or None.
+    made it, or None. timing: seconds that the sampler took, and those that it had promised after one step, or
+    None. path: where it was read from, or None.
     """
 
     def __init__(self, source, frames: range, size: tuple[int, int] | None = None, *, audio=None, fps=None):
@@ -39,6 +40,7 @@ class Video:
         self._ahead: tuple[int, Iterator[np.ndarray]] | None = None
         self.metadata: dict = dict(source.metadata)
         self.latents = None
+        self.timing: dict | None = None
         self.path: Path | None = source.path
 
     @classmethod

@@ -31,6 +31,10 @@ def test_between_keys_interpolated_and_held_outside():
     assert values(track, [0, 10, 12.5, 20, 39]) == [0.0, 0.0, 1.0, 4.0, 4.0]
 
 
+def test_list_in_a_loop_leaves_the_same_way_back():
+    assert prompt_keys(["0", "1"], 16, loop=True) == {0: "0", 8: "1"}
+
+
 def test_loop_interpolates_through_the_seam():
     track = encode_prompt({0: "0", 8: "4"}, 16, encode, loop=True)
     assert values(track, [4, 8, 12, 15, 16]) == [2.0, 4.0, 2.0, 0.5, 0.0]

@@ -121,7 +121,7 @@ def test_inversion_is_saved_and_read(model, clip, tmp_path):
     again = type(inversion).open(tmp_path / "inverted.safetensors")
     assert torch.equal(again.latents, inversion.latents) and again.prompt == "a red car" and again.fps == 12
     (tmp_path / "broken.safetensors").write_bytes(b"no")
-    with pytest.raises(ValueError, match="not a saved inversion"):
+    with pytest.raises(ValueError, match="not a safetensors file"):
         type(inversion).open(tmp_path / "broken.safetensors")
 
 
@@ -223,8 +223,13 @@ def test_resuming_another_run_is_refused(model, tmp_path):
         sample(model, resume=state, callback=stop)
     with pytest.raises(ValueError, match="another model, prompt, source or settings"):
         sample(model, "a blue boat", resume=state)
+    other = tiny_model()
+    with torch.no_grad():
+        other.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1.to_q.weight += 1
+    with pytest.raises(ValueError, match="another model, prompt, source or settings"):
+        sample(other, resume=state)
     state.write_bytes(b"not a checkpoint")
-    with pytest.raises(ValueError, match="not a checkpoint"):
+    with pytest.raises(ValueError, match="not a safetensors file"):
         sample(model, resume=state)
 
 
@@ -264,11 +269,20 @@ def test_ctrl_c_leaves_no_output(model, tmp_path, monkeypatch):
         ({"smooth": NoiseConstraint(0.1, "source")}, "needs a source clip"),
         ({"blend": InversionBlend(0.5)}, "acts on the inversion"),
         ({"latents": torch.zeros(1, 4, 6, 8, 8)}, r"latents: expected shape \(1, 4, 7, 8, 8\)"),
+        ({"latents": [1.0]}, "latents: expected a tensor of finite"),
+        ({"latents": torch.full((1, 4, 7, 8, 8), float("nan"))}, "latents: expected a tensor of finite"),
         ({"controls": 1}, "not supported"),
+        ({"strength": 0.5}, "there is none"),
+        ({"guidance": float("inf")}, "guidance"),
+        ({"height": 0}, "height: expected a whole number"),
+        ({"eta": 0.5, "scheduler": "euler"}, "eta: is DDIM's noise"),
+        ({"steps": 2000}, "steps"),
+        ({"negative_prompt": {0: "a", "1": "b"}}, "negative_prompt: key frames must be integers"),
         ({"source": "nowhere.mp4"}, "nowhere.mp4"),
         ({"output": "video.xyz"}, "xyz"),
         ({"output": "/proc/video.mp4"}, "/proc"),
-        ({"resume": "/nonexistent/state"}, "does not exist"),
+        ({"resume": "/nonexistent/state"}, "resume: cannot write in /nonexistent"),
+        ({"resume": "/proc/state"}, "resume: cannot write in /proc"),
         ({"prompt": []}, "prompt"),
     ],
 )
@@ -276,7 +290,12 @@ def test_bad_options_are_named_before_any_work(model, options, says, monkeypatch
     def never(*args, **kwargs):
         raise AssertionError("work was started")
 
-    monkeypatch.setattr(type(model.unet), "forward", never)
+    for owner, work in (
+        (type(model.unet), "forward"),
+        (type(model), "encode_video"),
+        (type(model), "encode_text"),
+    ):
+        monkeypatch.setattr(owner, work, never)
     with pytest.raises((ValueError, OSError), match=says) as caught:
         sample(model, **{"prompt": "a red car", **options})
     assert "\n" not in str(caught.value)
@@ -311,6 +330,63 @@ def test_small_memory_makes_small_batches(model, monkeypatch):
     assert set(calls) == {6}, "three windows of a guidance pair in one call"
     calls.clear()
     one = budget.network_bytes(model.unet.config, torch.float32, 1, 4, 8, 8)
-    monkeypatch.setattr(budget, "free_bytes", lambda device: 5 * one)
+    monkeypatch.setattr(budget, "free_bytes", lambda device: 6 * one)
     sample(model)
     assert max(calls) <= 2
+
+
+def test_overflow_in_the_inversion_is_stepped_again(clip, monkeypatch):
+    model = tiny_model(dtype=torch.bfloat16)
+    forward, calls = type(model.unet).forward, []
+
+    def overflowing(self, *args, **kwargs):
+        calls.append(self.dtype)
+        out = forward(self, *args, **kwargs)
+        return out * float("inf") if len(calls) == 2 else out
+
+    monkeypatch.setattr(type(model.unet), "forward", overflowing)
+    inversion = invert(model, clip, steps=4, window=8, stride=8, progress=False)
+    assert inversion.latents.isfinite().all() and calls.count(torch.float32) == 1
+
+
+def test_time_is_promised_after_one_step_within_a_quarter(model, monkeypatch, capsys):
+    forward = type(model.unet).forward
+
+    def slow(self, *args, **kwargs):
+        time.sleep(0.1)
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(model.unet), "forward", slow)
+    timing = sample(model, steps=12, progress=True).timing
+    assert timing["estimated_seconds"] == pytest.approx(timing["seconds"], rel=0.25)
+    assert "about" in capsys.readouterr().err
+
+
+def test_text_is_projected_once_and_time_embedded_once_a_step(model, monkeypatch):
+    counts = {"project_text": 0, "embed_time": 0}
+    for name in counts:
+        original = getattr(type(model.unet), name)
+
+        def counted(self, *args, name=name, original=original):
+            counts[name] += 1
+            return original(self, *args)
+
+        monkeypatch.setattr(type(model.unet), name, counted)
+    sample(model, frames=20, max_batch=1, steps=3)
+    assert counts == {"project_text": 1, "embed_time": 3}
+
+
+def test_results_are_ordinary_tensors(model, clip):
+    assert not sample(model).latents.is_inference()
+    assert not invert(model, clip, steps=1, window=4, stride=2, progress=False).clean.is_inference()
+
+
+def test_random_state_of_the_caller_is_left_alone(model):
+    before = torch.get_rng_state()
+    sample(model, progress=True, eta=0.5)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_clip_longer_than_the_run_is_cut(model, clip):
+    short = sample(model, frames=5, source=clip)
+    assert len(short) == 5 and short.fps == 12

@@ -27,7 +27,7 @@ class PromptTrack:
     def at(self, frames: Sequence[float]) -> tuple[Tensor, Tensor]:
         """The distinct embeddings needed at `frames`, and which of them each frame uses.
 
-        frames: positions in frames, fractions allowed (the centre of an even window lies between two frames).
+        frames: positions in frames.
         Returns rows (R, L, D) without repetitions, and index (len(frames),) int64 into them.
         """
         mixes = [self._mix(position) for position in frames]
@@ -65,18 +65,19 @@ def _canonical(left: int, right: int, share: float) -> tuple[int, int, float]:
     return (left, left, 0.0) if share == 0 else (left, right, share)
 
 
-def prompt_keys(prompt: Prompt, frames: int, *, name: str = "prompt") -> dict[int, str]:
+def prompt_keys(prompt: Prompt, frames: int, *, loop: bool = False, name: str = "prompt") -> dict[int, str]:
     """The texts of `prompt` by the frame at which each holds exactly.
 
-    A string holds everywhere. A list is spread evenly: the first text at frame 0, the last at the last frame.
+    A string holds everywhere. A list is spread evenly: the first text at frame 0, the last at the last frame; in a
+    loop the way from the last text back to the first is as long as the others.
     A dict is taken as it is. Raises ValueError for anything else, an empty one, or a key outside the video.
     """
     if isinstance(prompt, str):
         return {0: prompt}
     if isinstance(prompt, dict):
-        keys = dict(sorted(prompt.items()))
+        keys = dict(prompt)
     elif isinstance(prompt, Sequence):
-        span = (frames - 1) / max(len(prompt) - 1, 1)
+        span = frames / max(len(prompt), 1) if loop else (frames - 1) / max(len(prompt) - 1, 1)
         keys = {round(i * span): text for i, text in enumerate(prompt)}
         if len(keys) < len(prompt):
             raise ValueError(f"{name}: {len(prompt)} texts do not fit in {frames} frames")
@@ -91,7 +92,7 @@ def prompt_keys(prompt: Prompt, frames: int, *, name: str = "prompt") -> dict[in
             raise ValueError(f"{name}: key frames must be integers in 0..{frames - 1}, got {frame!r}")
         if not isinstance(text, str):
             raise ValueError(f"{name}: texts must be strings, got {type(text).__name__} at frame {frame}")
-    return keys
+    return dict(sorted(keys.items()))
 
 
 def encode_prompt(
@@ -103,5 +104,5 @@ def encode_prompt(
     name: str = "prompt",
 ) -> PromptTrack:
     """Encode every text of `prompt` once. `encode` maps n texts to (n, L, D); [000] calls the result h^i."""
-    keys = prompt_keys(prompt, frames, name=name)
+    keys = prompt_keys(prompt, frames, loop=loop, name=name)
     return PromptTrack(tuple(keys), encode(list(keys.values())), frames if loop else None)

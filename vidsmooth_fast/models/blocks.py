@@ -61,21 +61,23 @@ class Pass:
     _kv_frames: dict = field(default_factory=dict)
 
     def kv_frames(self) -> Tensor:
+        loop = self.windows is not None and self.windows.loop
         if self.attn1_frames not in self._kv_frames:
-            self._kv_frames[self.attn1_frames] = kv_frames(self.attn1_frames, self.frames)
+            self._kv_frames[self.attn1_frames] = kv_frames(self.attn1_frames, self.frames, loop)
         return self._kv_frames[self.attn1_frames]
 
 
-def kv_frames(kind: str, frames: int) -> Tensor:
+def kv_frames(kind: str, frames: int, loop: bool = False) -> Tensor:
     """Which frames' tokens are the keys of each frame in self-attention, int64 (F, R).
 
     "first-previous": [0, f-1] (frame 0 sees itself twice), Tune-A-Video. "first": [0], Text2Video-Zero.
     "self": [f], a plain 2D network. "all": every frame. "neighbours": with the middle frame m = F // 2,
     [m, the next frame on the way to m] (m sees itself twice), the bi-directional attention of Gen-L-Video.
+    loop: the frames are a whole looped video, in which the last one comes before frame 0.
     """
     f = torch.arange(frames)
     if kind == "first-previous":
-        return torch.stack([torch.zeros_like(f), (f - 1).clamp(min=0)], dim=1)
+        return torch.stack([torch.zeros_like(f), (f - 1) % frames if loop else (f - 1).clamp(min=0)], dim=1)
     if kind == "first":
         return torch.zeros(frames, 1, dtype=torch.int64)
     if kind == "self":

@@ -1,12 +1,15 @@
-"""Where a run stands, on disk: written after every step, so that a killed run goes on from its last one."""
+"""Tensors on disk, and among them where a run stands, so that a killed run goes on from its last step."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -15,28 +18,54 @@ from torch import Tensor
 from vidsmooth_fast.sampling.engine import State
 
 
+def check_folder(name: str, path: Path) -> None:
+    """Raises ValueError, naming the argument `name`, where no file can be written beside `path`."""
+    folder = path.absolute().parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"{name}: cannot write in {folder} ({error.strerror})") from None
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """A safetensors file, written under a temporary name and renamed. Raises OSError naming the path."""
+    partial = path.with_name(path.name + ".part")
+    try:
+        save_file({name: t.detach().contiguous().cpu() for name, t in tensors.items()}, partial, metadata)
+        os.replace(partial, path)
+    except SafetensorError as error:
+        raise OSError(f"cannot write {path}: {error}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and metadata of a safetensors file. Raises ValueError naming a path that is not one."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a safetensors file ({error})") from None
+
+
 class Checkpoint:
-    """The state of one run in one safetensors file, replaced atomically.
+    """The state of one run in one file, replaced after every step.
 
     path: the file. fingerprint: of everything the result depends on; a file of another run is refused.
+    Raises ValueError for a folder that cannot be written.
     """
 
-    def __init__(self, path: str | os.PathLike, fingerprint: str):
-        self.path = Path(path)
+    def __init__(self, path: Path, fingerprint: str):
+        self.path = path
         self.fingerprint = fingerprint
-        if not self.path.absolute().parent.is_dir():
-            raise ValueError(f"resume: the folder {self.path.absolute().parent} does not exist")
+        check_folder("resume", path)
 
     def load(self) -> tuple[str, State] | None:
         """(phase, state) of the last finished step, or None when there is no file."""
         if not self.path.exists():
             return None
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                meta = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"resume: {self.path} is not a checkpoint of fast_sample ({error})") from None
+        tensors, meta = read_tensors(self.path)
         if meta.get("fingerprint") != self.fingerprint:
             raise ValueError(
                 f"resume: {self.path} belongs to a run with another model, prompt, source or settings; "
@@ -45,24 +74,29 @@ class Checkpoint:
         return meta["phase"], State(tensors["latents"], tensors.get("history"), int(meta["done"]))
 
     def save(self, phase: str, state: State) -> None:
-        """Write the state to a temporary name, then rename it over the file."""
-        tensors = {"latents": state.latents.contiguous().cpu()}
+        tensors = {"latents": state.latents}
         if state.history is not None:
-            tensors["history"] = state.history.contiguous().cpu()
+            tensors["history"] = state.history
         meta = {"fingerprint": self.fingerprint, "phase": phase, "done": str(state.done)}
-        partial = self.path.with_name(self.path.name + ".part")
-        save_file(tensors, partial, metadata=meta)
-        os.replace(partial, self.path)
+        write_tensors(self.path, tensors, meta)
 
     def remove(self) -> None:
         """The run is finished; nothing is left to resume."""
         self.path.unlink(missing_ok=True)
 
 
-def fingerprint(settings: dict, *tensors: Tensor | None) -> str:
-    """A hash of `settings` (anything JSON can hold) and of the bytes of `tensors`."""
+def fingerprint(settings: Mapping, tensors: Iterable[Tensor], frames: Iterable[np.ndarray] = ()) -> str:
+    """A hash of `settings` (anything JSON can hold), of tensors and of pictures.
+
+    Of a large tensor 1,024 evenly spaced values are taken: enough to tell one tuned network from another, and as
+    quick for gigabytes as for megabytes.
+    """
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for tensor in tensors:
-        if tensor is not None:
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        flat = tensor.detach().flatten()
+        few = flat[:: max(1, flat.numel() // 1024)].cpu().contiguous()
+        digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(few.view(torch.uint8).numpy().tobytes())
+    for frame in frames:
+        digest.update(np.ascontiguousarray(frame))
     return digest.hexdigest()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vidsmooth_fast import ops
 from vidsmooth_fast.sampling.noise import frame_noise
-from vidsmooth_fast.sampling.schedule import Schedule, Step
+from vidsmooth_fast.sampling.schedule import Schedule
 from vidsmooth_fast.sampling.smoothing import NoiseConstraint
 from vidsmooth_fast.sampling.windowed import WindowedPredictor
 
@@ -58,93 +58,78 @@ def denoise(
     seed: of the noise added by stochastic samplers, drawn per frame and step.
     after_step: called with the state after each finished step.
 
-    A step whose result is not finite in half precision is taken again in float32. The check is read after the next
-    step was launched, so that the device never waits for the host; `after_step` sees checked states only. Raises
-    FloatingPointError when float32 does not help either.
+    Overflow is handled as in `run_steps`.
     """
-    stepper = _Stepper(predict, schedule, guidance, smooth, source, loop, seed)
-    before, finite = state, None
-    while state.done < len(schedule.steps):
-        after = stepper(state)
-        after_finite = _FiniteFlag(after.latents)
-        if finite is not None:
-            if not finite.read():
-                state = stepper.again_in_float32(before)
-                after = stepper(state)
-                after_finite = _FiniteFlag(after.latents)
-            after_step(state)
-        before, state, finite = state, after, after_finite
-    if finite is not None:
-        if not finite.read():
-            state = stepper.again_in_float32(before)
-        after_step(state)
-    return state.latents
 
-
-class _Stepper:
-    """One step of the whole video."""
-
-    def __init__(self, predict, schedule, guidance, smooth, source, loop, seed):
-        self.predict = predict
-        self.schedule = schedule
-        self.guidance = guidance
-        self.smooth = smooth
-        self.source = source
-        self.loop = loop
-        self.seed = seed
-        self._float32: WindowedPredictor | None = None
-
-    def __call__(self, state: State, predict: WindowedPredictor | None = None) -> State:
-        step = self.schedule.steps[state.done]
-        pred = (predict or self.predict)(state.latents, step.timestep)
-        latents, clean = self._advance(pred, state, step)
-        return State(latents, clean if self.schedule.needs_history else None, state.done + 1)
-
-    def again_in_float32(self, state: State) -> State:
-        if self._float32 is None:
-            self._float32 = self.predict.in_float32()
-        after = self(state, self._float32)
-        if not bool(after.latents.isfinite().all()):
-            raise FloatingPointError(
-                f"the network's prediction is not finite at step {state.done + 1}, in float32 too"
-            )
-        return after
-
-    def _advance(self, pred: Tensor, state: State, step: Step) -> tuple[Tensor, Tensor | None]:
-        windows, x = self.predict.windows, state.latents
-        c_over_lambda, strength, reference = 0.0, 0.0, None
-        if self.smooth is not None:
-            c_over_lambda, strength = self.smooth.coefficients(state.done, self.schedule)
-            if self.smooth.needs_source and strength:
-                reference = self.source * self.smooth.reference_scale(step)
-        noise = None
-        if step.noise_scale:
-            noise = frame_noise(self.seed, "step", windows.frames, state.done, (x.shape[1], *x.shape[3:])).to(
-                x.device
-            )
-        clip = self.schedule.clip
-        next_x, clean = ops.denoise_step(
-            pred,
+    def step(state: State, predict: WindowedPredictor) -> State:
+        now = schedule.steps[state.done]
+        x = state.latents
+        c_over_lambda, strength, reference, noise = 0.0, 0.0, None, None
+        if smooth is not None:
+            c_over_lambda, strength = smooth.coefficients(state.done, schedule)
+            if smooth.needs_source and strength:
+                reference = source * smooth.reference_scale(now)
+        if now.noise_scale:
+            noise = frame_noise(seed, "step", x.shape[2], state.done, (x.shape[1], *x.shape[3:])).to(x.device)
+        keeps_clean = schedule.needs_history or schedule.clip
+        latents, clean = ops.denoise_step(
+            predict(x, now.timestep),
             x,
-            windows.starts,
-            windows.weights.to(x.device),
-            branch_weights=self.guidance.weights,
-            a=step.a,
-            b=step.b,
-            c=step.c,
+            predict.windows.starts,
+            predict.weights,
+            branch_weights=guidance.weights,
+            a=now.a,
+            b=now.b,
+            c=now.c,
             history=state.history,
-            to_eps=step.to_eps,
-            to_clean=step.to_clean if self.schedule.needs_history or clip else None,
+            to_eps=now.to_eps,
+            to_clean=now.to_clean if keeps_clean else None,
             c_over_lambda=c_over_lambda,
             strength=strength,
             reference=reference,
             noise=noise,
-            noise_scale=step.noise_scale,
-            loop=self.loop,
+            noise_scale=now.noise_scale,
+            loop=loop,
         )
-        if clip:
-            next_x, clean = step.clipped(next_x, clean, clip)
-        return next_x, clean
+        if schedule.clip:
+            latents, clean = now.clipped(latents, clean, schedule.clip)
+        return State(latents, clean if schedule.needs_history else None, state.done + 1)
+
+    return run_steps(predict, step, state, len(schedule.steps), after_step).latents
+
+
+def run_steps(
+    predict: WindowedPredictor,
+    step: Callable[[State, WindowedPredictor], State],
+    state: State,
+    total: int,
+    after_step: Callable[[State], None],
+) -> State:
+    """Take steps until `total` are done, and every step that is not finite once more in float32.
+
+    Whether a result is finite is read one step later on a GPU, when the next step has been launched, so that the
+    device never waits for the host. `after_step` sees checked states only.
+    Raises FloatingPointError when float32 does not help.
+    """
+    in_float32: WindowedPredictor | None = None
+    before, unread = state, None
+    while unread is not None or state.done < total:
+        ahead = None
+        if state.done < total and (unread is None or unread.on_device):
+            ahead = step(state, predict)
+        if unread is not None:
+            if not unread.read():
+                in_float32 = in_float32 or predict.in_float32()
+                state, ahead = step(before, in_float32), None
+                if not _FiniteFlag(state.latents).read():
+                    raise FloatingPointError(
+                        f"the network's prediction is not finite at step {state.done}, in float32 too"
+                    )
+            after_step(state)
+            unread = None
+        if ahead is not None:
+            before, state, unread = state, ahead, _FiniteFlag(ahead.latents)
+    return state
 
 
 class _FiniteFlag:
@@ -152,8 +137,8 @@ class _FiniteFlag:
 
     def __init__(self, x: Tensor):
         flag = x.isfinite().all()
-        self._event = None
-        if flag.is_cuda:
+        self.on_device = flag.is_cuda
+        if self.on_device:
             self._flag = torch.empty((), dtype=torch.bool, pin_memory=True)
             self._flag.copy_(flag, non_blocking=True)
             self._event = torch.cuda.Event()
@@ -162,6 +147,6 @@ class _FiniteFlag:
             self._flag = flag
 
     def read(self) -> bool:
-        if self._event is not None:
+        if self.on_device:
             self._event.synchronize()
         return bool(self._flag)

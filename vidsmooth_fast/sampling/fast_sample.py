@@ -11,20 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidsmooth_fast.conditioning.prompts import Prompt
+from vidsmooth_fast.conditioning.prompts import Prompt, prompt_keys
 from vidsmooth_fast.models.loading import choose_device, choose_dtype, load
 from vidsmooth_fast.models.video_model import VideoModel
-from vidsmooth_fast.sampling.checkpoint import Checkpoint, fingerprint
-from vidsmooth_fast.sampling.engine import Guidance, State, denoise
-from vidsmooth_fast.sampling.inversion import invert_latents
-from vidsmooth_fast.sampling.job import Job, open_source
-from vidsmooth_fast.sampling.noise import initial_noise
+from vidsmooth_fast.sampling.checkpoint import check_folder
+from vidsmooth_fast.sampling.job import Job
 from vidsmooth_fast.sampling.options import Options
-from vidsmooth_fast.sampling.progress import Progress
+from vidsmooth_fast.sampling.run import Run
 from vidsmooth_fast.sampling.smoothing import InversionBlend, NoiseConstraint
-from vidsmooth_fast.video import Video, VideoWriter, check_output
-
-DEFAULT_FPS = 8
+from vidsmooth_fast.video import Video, check_output
 
 
 def fast_sample(
@@ -86,8 +81,8 @@ def fast_sample(
     init: "inversion" (with a source), "freenoise", "independent" or "shared".
     height, width: in pixels; the model's own size by default.
     seed: every random number is a function of it and of the frame, so results do not depend on batching.
-    latents: initial latents (1, C, frames, h, w) of unit variance instead of `init`.
-    device, dtype: move or cast the network first, e.g. "cuda", torch.bfloat16.
+    latents: initial latents (1, C, frames, h, w) at the noise of the first timestep, instead of `init`.
+    device, dtype: run a copy of the model there, e.g. "cuda", torch.bfloat16; the caller's stays as it is.
     max_batch: windows x guidance branches in one network call; "auto" sizes it to memory.
     progress: bars with time left, and estimates of memory and time, on standard error.
     callback: called as callback(step, steps, latents) after each denoising step.
@@ -123,163 +118,29 @@ def fast_sample(
         seed=seed,
         max_batch=max_batch,
     )
+    prompts = {"prompt": prompt, "negative_prompt": negative_prompt, "source_prompt": source_prompt}
+    for name, text in prompts.items():
+        prompt_keys(text, options.frames, loop=loop, name=name)
+    if latents is not None and not (isinstance(latents, Tensor) and bool(latents.isfinite().all())):
+        raise ValueError("latents: expected a tensor of finite values")
+    if resume is not None:
+        check_folder("resume", Path(resume))
     target = check_output(output) if output is not None else None
-    if not isinstance(model, VideoModel):
-        model = load(model, device=device or "auto", dtype=dtype or "auto")
-    elif device is not None or dtype is not None:
-        device = choose_device(device or model.device)
-        model = copy.deepcopy(model).to(device, choose_dtype(dtype or model.dtype, device))
+    if source is not None and not isinstance(source, Video):
+        source = Video.open(source)
+    model = _placed(model, device, dtype)
     options = options.for_model(model, has_source=source is not None, has_latents=latents is not None)
-    job = Job(model, options)
+    branches = 1 if options.guidance == 1 else 2
+    job = Job(model, options, branches=(1, branches) if options.init == "inversion" else (branches,))
     if latents is not None and tuple(latents.shape) != job.latent_shape:
         raise ValueError(f"latents: expected shape {job.latent_shape}, got {tuple(latents.shape)}")
-    with torch.inference_mode():
-        run = _Run(job, prompt, negative_prompt, source, latents, progress, resume)
-        video = run.decode(run.sample(callback), target)
-        run.finish(video)
-    return video
+    return Run(job, prompt, negative_prompt, source, latents, progress, resume).video(callback, target)
 
 
-class _Run:
-    """One call of `fast_sample`: invert where a source asks for it, denoise, decode."""
-
-    def __init__(self, job, prompt, negative_prompt, source, latents, progress, resume):
-        self.job = job
-        self.prompt = prompt
-        track = job.track(prompt)
-        self.tracks = [job.track(negative_prompt, "negative_prompt"), track] if job.guided else [track]
-        self.source = open_source(source, job.options) if source is not None else None
-        self.latents = latents
-        self.clean_source = job.encode(self.source).to(job.model.device) if self.source is not None else None
-        self.checkpoint = None
-        if resume is not None:
-            self.checkpoint = Checkpoint(resume, self._fingerprint(prompt, negative_prompt))
-        self.inverts = job.options.init == "inversion"
-        self.progress = Progress(progress, self._items_ahead(), self._decode_seconds)
-        self.progress.say(job.describe(len(self.tracks)))
-
-    def _fingerprint(self, prompt: Prompt, negative_prompt: Prompt) -> str:
-        job = self.job
-        settings = {
-            **job.options.as_dict(),
-            "prompt": prompt,
-            "negative_prompt": negative_prompt,
-            "model": job.model.name,
-        }
-        settings["dtype"] = str(job.model.dtype)
-        return fingerprint(settings, job.model.unet.conv_out.weight, self.latents, self.clean_source)
-
-    def _items_ahead(self) -> int:
-        steps = len(self.job.schedule.steps)
-        return steps * (self.job.items(len(self.tracks)) + (self.job.items(1) if self.inverts else 0))
-
-    def sample(self, callback: Callable[[int, int, Tensor], None] | None) -> Tensor:
-        """The clean latents of the result, (1, C, F, h, w) float32."""
-        job, options = self.job, self.job.options
-        phase, state = (self.checkpoint.load() if self.checkpoint else None) or ("start", None)
-        if phase in ("start", "inversion"):
-            state = State(self._initial_latents(state))
-        predict = job.predictor(self.tracks)
-        total = len(job.schedule.steps)
-        self.progress.phase("denoising", total, done=state.done, items=job.items(len(self.tracks)))
-
-        def after_step(state: State) -> None:
-            self._keep("denoising", state)
-            self.progress.step()
-            if callback is not None:
-                callback(state.done, total, state.latents)
-
-        return denoise(
-            predict,
-            State(
-                *(t.to(job.model.device) if t is not None else None for t in (state.latents, state.history)),
-                state.done,
-            ),
-            job.schedule,
-            guidance=Guidance.of_scale(options.guidance),
-            smooth=options.smooth,
-            source=self.clean_source,
-            loop=options.loop,
-            seed=options.seed,
-            after_step=after_step,
-        )
-
-    def _initial_latents(self, state: State | None) -> Tensor:
-        """Latents at the first timestep: given, the source's inversion, the noised source, or noise alone."""
-        job, options, schedule = self.job, self.job.options, self.job.schedule
-        if self.latents is not None:
-            return self.latents.to(job.model.device, torch.float32)
-        if self.inverts:
-            return self._invert(state)
-        _, channels, frames, height, width = job.latent_shape
-        noise = initial_noise(
-            options.init,
-            seed=options.seed,
-            frames=frames,
-            shape=(channels, height, width),
-            window=options.window,
-            stride=options.stride,
-        ).to(job.model.device)
-        if self.clean_source is not None and options.strength < 1:
-            return schedule.start_alpha * self.clean_source + schedule.start_sigma * noise
-        return noise
-
-    def _invert(self, state: State | None) -> Tensor:
-        job = self.job
-        self.progress.phase(
-            "inverting", len(job.schedule.steps), done=state.done if state else 0, items=job.items(1)
-        )
-
-        def after_step(state: State) -> None:
-            self._keep("inversion", state)
-            self.progress.step()
-
-        return invert_latents(
-            job.predictor([job.track(job.options.source_prompt, "source_prompt")]),
-            self.clean_source,
-            job.schedule,
-            blend=job.options.blend,
-            loop=job.options.loop,
-            seed=job.options.seed,
-            state=state,
-            after_step=after_step,
-        )
-
-    def _keep(self, phase: str, state: State) -> None:
-        if self.checkpoint is not None:
-            self.checkpoint.save(phase, state)
-
-    def _decode_seconds(self) -> float:
-        return self.job.decode_seconds()
-
-    def decode(self, latents: Tensor, target: Path | None) -> Video:
-        """Frames from latents, a few at a time: into the file `target`, or kept as bytes."""
-        options = self.job.options
-        fps = self.source.fps if self.source is not None else DEFAULT_FPS
-        metadata = {
-            "vidsmooth_fast": {"model": self.job.model.name, "prompt": self.prompt, **options.as_dict()}
-        }
-        self.progress.phase("decoding", options.frames, unit="frame")
-        frames = self._decoded(latents)
-        if target is None:
-            video = Video.from_frames(list(frames), fps=fps, audio=self.source, metadata=metadata)
-        else:
-            size = (options.height, options.width)
-            with VideoWriter(target, fps, size, audio_from=self.source, metadata=metadata) as writer:
-                for frame in frames:
-                    writer.write(frame)
-            video = Video.open(target)
-        video.latents = latents
-        return video
-
-    def _decoded(self, latents: Tensor):
-        for frame in self.job.model.decode_latents(latents):
-            self.progress.step()
-            yield frame
-
-    def finish(self, video: Video) -> None:
-        """The result is safe: report the time, and leave nothing to resume."""
-        self.progress.close()
-        video.timing = self.progress.timing()
-        if self.checkpoint is not None:
-            self.checkpoint.remove()
+def _placed(model: VideoModel | str | os.PathLike, device, dtype) -> VideoModel:
+    """The model loaded where it is asked for, or a copy of it there."""
+    if not isinstance(model, VideoModel):
+        return load(model, device=device or "auto", dtype=dtype or "auto")
+    wanted = choose_device(device or model.device)
+    wanted = wanted, choose_dtype(dtype or model.dtype, wanted)
+    return model if wanted == (model.device, model.dtype) else copy.deepcopy(model).to(*wanted)

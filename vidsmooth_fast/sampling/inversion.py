@@ -8,19 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vidsmooth_fast import ops
 from vidsmooth_fast.models.loading import load
 from vidsmooth_fast.models.video_model import VideoModel
-from vidsmooth_fast.sampling.engine import State
-from vidsmooth_fast.sampling.job import Job, open_source
+from vidsmooth_fast.sampling.checkpoint import check_folder, read_tensors, write_tensors
+from vidsmooth_fast.sampling.engine import State, run_steps
+from vidsmooth_fast.sampling.job import Job
 from vidsmooth_fast.sampling.noise import frame_noise
 from vidsmooth_fast.sampling.options import Options
 from vidsmooth_fast.sampling.progress import Progress
-from vidsmooth_fast.sampling.schedule import Schedule, Step
+from vidsmooth_fast.sampling.schedule import Schedule
 from vidsmooth_fast.sampling.smoothing import InversionBlend
 from vidsmooth_fast.sampling.windowed import WindowedPredictor
 from vidsmooth_fast.video import Video
@@ -43,28 +42,19 @@ class Inversion:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write a safetensors file, under a temporary name until it is complete."""
-        path = Path(path)
-        partial = path.with_name(path.name + ".part")
-        tensors = {
-            "latents": self.latents.cpu(),
-            "clean": self.clean.cpu(),
-            "timesteps": torch.tensor(self.timesteps),
-        }
-        save_file(tensors, partial, metadata={"prompt": self.prompt, "fps": str(self.fps)})
-        os.replace(partial, path)
+        tensors = {"latents": self.latents, "clean": self.clean, "timesteps": torch.tensor(self.timesteps)}
+        write_tensors(Path(path), tensors, {"prompt": self.prompt, "fps": str(self.fps)})
 
     @classmethod
     def open(cls, path: str | os.PathLike) -> Inversion:
         """Read what `save` wrote. Raises ValueError for another file."""
-        try:
-            with safe_open(path, framework="pt") as file:
-                meta = file.metadata()
-                latents, clean, timesteps = (
-                    file.get_tensor(name) for name in ("latents", "clean", "timesteps")
-                )
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} is not a saved inversion ({error})") from None
-        return cls(latents, clean, tuple(timesteps.tolist()), meta["prompt"], float(meta["fps"]))
+        tensors, meta = read_tensors(Path(path))
+        if not {"latents", "clean", "timesteps"} <= tensors.keys() or not {"prompt", "fps"} <= meta.keys():
+            raise ValueError(
+                f"{path} is not a saved inversion: it lacks latents, clean, timesteps, prompt or fps"
+            )
+        timesteps = tuple(tensors["timesteps"].tolist())
+        return cls(tensors["latents"], tensors["clean"], timesteps, meta["prompt"], float(meta["fps"]))
 
 
 def invert_latents(
@@ -84,40 +74,30 @@ def invert_latents(
     Gen-L-Video do; windows are merged before the step, which equals averaging their latents ([000] eq. 19).
     blend: mixes each step's noise between neighbouring frames, or the final noise ([004]).
     state: where an interrupted inversion stood. after_step: called with the state after each finished step.
+    Overflow is handled as in `run_steps`.
     """
     steps = schedule.inversion_steps()
-    state = state or State(clean)
     per_step = blend if blend is not None and blend.at == "step" else None
-    while state.done < len(steps):
-        latents = _inversion_step(predict, state.latents, clean, steps[state.done], per_step, loop, seed)
-        state = State(latents, None, state.done + 1)
-        after_step(state)
-    if blend is not None and blend.at == "end":
-        return _blend(
-            blend, state.latents, state.latents, clean, steps[-1].to_alpha, steps[-1].to_sigma, loop, seed
-        )
-    return state.latents
 
+    def step(state: State, predict: WindowedPredictor) -> State:
+        now, x = steps[state.done], state.latents
+        pred = predict(x, now.timestep)
 
-def _inversion_step(
-    predict: WindowedPredictor,
-    x: Tensor,
-    clean: Tensor,
-    step: Step,
-    blend: InversionBlend | None,
-    loop: bool,
-    seed: int,
-) -> Tensor:
-    windows = predict.windows
-    weights = windows.weights.to(x.device)
-    pred = predict(x, step.timestep)
-    if blend is None:
-        common = dict(branch_weights=(1.0,), to_eps=step.to_eps)
-        return ops.denoise_step(pred, x, windows.starts, weights, a=step.a, b=step.b, **common)[0]
-    merged = ops.window_merge(pred[0].float(), windows.starts, weights, frames=windows.frames)
-    eps = step.to_eps[0] * x + step.to_eps[1] * merged
-    eps = _blend(blend, eps, x, clean, step.alpha, step.sigma, loop, seed)
-    return step.a * x + step.b * eps
+        def advance(a: float, b: float) -> Tensor:
+            starts, weights = predict.windows.starts, predict.weights
+            return ops.denoise_step(
+                pred, x, starts, weights, branch_weights=(1.0,), a=a, b=b, to_eps=now.to_eps
+            )[0]
+
+        if per_step is None or state.done == 0:  # the clip itself has no noise yet that could be blended
+            return State(advance(now.a, now.b), None, state.done + 1)
+        eps = _blend(per_step, advance(0.0, 1.0), x, clean, now.alpha, now.sigma, loop, seed)
+        return State(now.a * x + now.b * eps, None, state.done + 1)
+
+    latents = run_steps(predict, step, state or State(clean), len(steps), after_step).latents
+    if blend is None or blend.at == "step":
+        return latents
+    return _blend(blend, latents, latents, clean, steps[-1].to_alpha, steps[-1].to_sigma, loop, seed)
 
 
 def _blend(
@@ -132,8 +112,6 @@ def _blend(
 ) -> Tensor:
     """`inverted` blended with its neighbours; x = alpha*clean + sigma*(implied noise)."""
     if blend.noise == "implied":
-        if sigma == 0:  # no noise has been added yet, so none is implied
-            return inverted
         noise = (x - alpha * clean) / sigma
     else:
         shape, shared = (x.shape[1], *x.shape[3:]), blend.noise == "shared"
@@ -161,19 +139,23 @@ def invert(
     width: int | None = None,
     seed: int = 0,
     max_batch: int | str = "auto",
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
     progress: bool = True,
+    output: str | os.PathLike | None = None,
 ) -> Inversion:
     """DDIM inversion of a video of any length: the noise from which sampling without guidance returns to it.
 
     model, video: as in `fast_sample`. prompt: what the video shows; may be empty. frames: how many; all by default.
-    steps, scheduler: the schedule on which sampling will come back. The other options are those of `fast_sample`.
+    steps, scheduler: the schedule on which sampling will come back. device, dtype: for a model given by name.
+    output: also save the result there. The other options are those of `fast_sample`.
 
     Returns an Inversion; `fast_sample(model, prompt, frames=len(video), latents=inversion.latents, ...)` starts there.
     Raises ValueError for options that cannot be met, MemoryError when the estimate exceeds what is free.
     Source: Song et al., DDIM, eq. 14 reversed; network evaluated at the target timestep as in Tune-A-Video.
     """
-    if not isinstance(model, VideoModel):
-        model = load(model)
+    if output is not None:
+        check_folder("output", Path(output))
     if not isinstance(video, Video):
         video = Video.open(video)
     options = Options(
@@ -192,11 +174,13 @@ def invert(
         seed=seed,
         max_batch=max_batch,
     )
-    job = Job(model, options.for_model(model, has_source=True, has_latents=False))
-    with torch.inference_mode():
-        clean = job.encode(open_source(video, job.options)).to(model.device)
-        bar = Progress(progress, len(job.schedule.steps) * job.items(1), lambda: 0.0)
-        bar.say(job.describe(1))
+    if not isinstance(model, VideoModel):
+        model = load(model, device=device or "auto", dtype=dtype or "auto")
+    job = Job(model, options.for_model(model, has_source=True, has_latents=False), branches=(1,))
+    bar = Progress(progress, len(job.schedule.steps) * job.items(1), lambda: 0.0)
+    bar.say(job.describe(1))
+    with torch.inference_mode(), bar:
+        clean = job.encode(video)
         bar.phase("inverting", len(job.schedule.steps), items=job.items(1))
         latents = invert_latents(
             job.predictor([job.track(prompt)]),
@@ -207,6 +191,8 @@ def invert(
             seed=seed,
             after_step=lambda state: bar.step(),
         )
-        bar.close()
     timesteps = tuple(step.timestep for step in job.schedule.inversion_steps())
-    return Inversion(latents, clean, timesteps, prompt, float(video.fps))
+    inversion = Inversion(latents.clone(), clean.clone(), timesteps, prompt, float(video.fps))
+    if output is not None:
+        inversion.save(output)
+    return inversion

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -23,11 +21,18 @@ from vidsmooth_fast.sampling.windowed import WindowedPredictor, Windows
 from vidsmooth_fast.sampling.windows import plan, window_length, window_weights
 from vidsmooth_fast.video import Video
 
+CHUNK = 8
+"""Frames that the autoencoder takes at a time, where memory allows."""
+
 
 class Job:
-    """One run's model, options (complete, see Options.for_model), windows and schedule."""
+    """One run's model, options (complete, see Options.for_model), windows, schedule and batch sizes.
 
-    def __init__(self, model: VideoModel, options: Options):
+    branches: the numbers of guidance branches that the run will need predictors for.
+    Raises ValueError for options that the schedule cannot meet, MemoryError where a run would not fit.
+    """
+
+    def __init__(self, model: VideoModel, options: Options, branches: Sequence[int]):
         self.model = model
         self.options = options
         length = window_length(options.frames, options.window)
@@ -36,20 +41,21 @@ class Job:
         self.attention_windows: AttentionWindows | None = None
         self.windows = overlapping
         if options.merge == "attention":
-            self.attention_windows = AttentionWindows(overlapping.starts, overlapping.weights, options.loop)
+            weights = overlapping.weights.to(model.device)
+            self.attention_windows = AttentionWindows(overlapping.starts, weights, options.loop)
             self.windows = Windows((0,), torch.ones(options.frames), options.frames)
-
-    @cached_property
-    def schedule(self) -> Schedule:
-        options = self.options
-        return make_schedule(
-            self.model.scheduler_config,
+        self.schedule: Schedule = make_schedule(
+            model.scheduler_config,
             scheduler=options.scheduler,
             steps=options.steps,
             eta=options.eta,
-            prediction_type=self.model.prediction_type,
+            prediction_type=model.prediction_type,
             strength=options.strength,
         )
+        self._free = budget.free_bytes(model.device)
+        self._batches = {count: self._fit_batch(count) for count in branches}
+        affordable = int(self._free * budget.SHARE // self._autoencoder_bytes(1))
+        self.chunk = min(max(affordable, 1), CHUNK)
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int, int]:
@@ -57,33 +63,24 @@ class Job:
         options, down = self.options, self.model.downsampling
         return 1, self.model.latent_channels, options.frames, options.height // down, options.width // down
 
-    @property
-    def guided(self) -> bool:
-        return self.options.guidance != 1
-
     def items(self, branches: int) -> int:
         """(window, branch) pairs that the network sees in one step."""
         return branches * len(self.windows.starts)
 
-    def max_batch(self, branches: int) -> int:
-        """(window, branch) pairs in one network call: what was asked for, or what half of the free memory holds.
-
-        Raises MemoryError, naming what would help, where it does not fit.
-        """
-        free = budget.free_bytes(self.model.device)
+    def _fit_batch(self, branches: int) -> int:
+        """(window, branch) pairs in one network call: what was asked for, or what half of the free memory holds."""
         fixed = self._state_bytes(branches)
         asked = self.options.max_batch
         if asked == "auto":
-            affordable = int((free * budget.SHARE - fixed) // self._network_bytes(1))
-            chosen = min(max(affordable, 1), self.items(branches))
-        else:
-            chosen = min(asked, self.items(branches))
-        needed = fixed + self._network_bytes(chosen)
-        if needed > free:
+            asked = max(int((self._free * budget.SHARE - fixed) // self._network_bytes(1)), 1)
+        chosen = min(asked, self.items(branches))
+        needed = fixed + max(self._network_bytes(chosen), self._autoencoder_bytes(1))
+        if needed > self._free:
+            size = f"{self.windows.length} frames at {self.options.width}x{self.options.height}"
+            advice = "use merge='latent'" if self.attention_windows else "the window, or frames"
             raise MemoryError(
-                f"about {_size(needed)} of memory needed for {self.windows.length} frames at {self.options.width}x"
-                f"{self.options.height} in one network call, {_size(free)} free: reduce height and width, "
-                + ("use merge='latent'" if self.attention_windows else "the window, or frames")
+                f"about {budget.in_words(needed)} of memory needed for {size} in one network call, "
+                f"{budget.in_words(self._free)} free: reduce height and width, {advice}"
             )
         return chosen
 
@@ -91,28 +88,38 @@ class Job:
         unet, (height, width) = self.model.unet, self.latent_shape[-2:]
         return budget.network_bytes(unet.config, unet.dtype, pairs, self.windows.length, height, width)
 
+    def _autoencoder_bytes(self, frames: int) -> int:
+        vae, options = self.model.vae, self.options
+        return budget.autoencoder_bytes(vae.config, self.model.dtype, frames, options.height, options.width)
+
     def _state_bytes(self, branches: int) -> int:
-        """Latents, their successor, history, source and noise in float32, and the predictions of all windows."""
+        """Latents, successor, history, source, noise and temporaries in float32; the predictions of all windows."""
         latents = math.prod(self.latent_shape)
         predictions = self.items(branches) * self.windows.length * latents // self.options.frames
-        return 5 * 4 * latents + 4 * predictions
+        return 8 * 4 * latents + self.model.dtype.itemsize * predictions
 
     def describe(self, branches: int) -> str:
         """One line: what will be computed, and the memory that it will take."""
-        options, pairs = self.options, self.max_batch(branches)
-        total = budget.used_bytes() + self._state_bytes(branches) + self._network_bytes(pairs)
+        options, pairs = self.options, self._batches[branches]
+        work = max(self._network_bytes(pairs), self._autoencoder_bytes(self.chunk))
+        total = budget.used_bytes(self.model.device) + self._state_bytes(branches) + work
         return (
             f"{options.frames} frames at {options.width}x{options.height}, {len(self.schedule.steps)} steps of "
             f"{options.scheduler}, {self.items(branches)} network items of {self.windows.length} frames a step, "
-            f"{pairs} at a time, {str(self.model.dtype).removeprefix('torch.')}; about {_size(total)} of memory"
+            f"{pairs} at a time, {str(self.model.dtype).removeprefix('torch.')}; "
+            f"about {budget.in_words(total)} of memory"
         )
 
+    def decode(self, latents: Tensor) -> Iterator[np.ndarray]:
+        """Frames (H, W, 3) uint8 of latents, decoded as they are asked for."""
+        return self.model.decode_latents(latents, chunk=self.chunk)
+
     def decode_seconds(self) -> float:
-        """Seconds that decoding the whole video will take, from decoding a few frames of noise."""
-        count = min(4, self.options.frames)
-        sample = torch.randn(1, self.latent_shape[1], count, *self.latent_shape[3:])
+        """Seconds that decoding the whole video will take, from decoding a few frames."""
+        count = min(self.chunk, self.options.frames)
+        sample = torch.zeros(1, self.latent_shape[1], count, *self.latent_shape[3:])
         began = time.perf_counter()
-        for _ in self.model.decode_latents(sample):
+        for _ in self.decode(sample):
             pass
         return (time.perf_counter() - began) * self.options.frames / count
 
@@ -128,25 +135,20 @@ class Job:
             UNetDenoiser(self.model.unet, self.attention_windows),
             self.windows,
             tracks,
-            max_batch=self.max_batch(len(tracks)),
+            max_batch=self._batches[len(tracks)],
             per_frame_text=in_attention and any(len(track.keys) > 1 for track in tracks),
         )
 
+    def fit(self, source: Video) -> Video:
+        """The part of a source that the run uses, at the size of the run."""
+        part = source[: self.options.frames] if len(source) > self.options.frames else source
+        return part.resized((self.options.height, self.options.width))
+
     def encode(self, source: Video) -> Tensor:
-        """The clean latents (1, C, F, h, w) of `source`, continued back and forth where it is shorter."""
-        frames = list(_take(source, self.options.frames))
-        latents = self.model.encode_video(frames)
-        return latents[:, :, back_and_forth(len(frames), self.options.frames)]
-
-
-def open_source(source: Video | str | os.PathLike, options: Options) -> Video:
-    """The source clip at the size of the run. Raises ValueError for one without frames."""
-    size = (options.height, options.width)
-    path_or_video = source
-    video = path_or_video.resized(size) if isinstance(source, Video) else Video.open(source, size=size)
-    if len(video) < 1:
-        raise ValueError("source: expected at least one frame, got none")
-    return video
+        """The clean latents (1, C, F, h, w) of a source, continued back and forth where it is shorter."""
+        source = self.fit(source)
+        latents = self.model.encode_video(source, chunk=self.chunk)
+        return latents[:, :, back_and_forth(len(source), self.options.frames).to(latents.device)]
 
 
 def back_and_forth(length: int, frames: int) -> Tensor:
@@ -154,15 +156,3 @@ def back_and_forth(length: int, frames: int) -> Tensor:
     period = max(2 * (length - 1), 1)
     position = torch.arange(frames) % period
     return torch.where(position < length, position, period - position)
-
-
-def _take(video: Video, count: int) -> Iterator[np.ndarray]:
-    for index, frame in enumerate(video):
-        if index == count:
-            return
-        yield frame
-
-
-def _size(count: float) -> str:
-    """Bytes as a person reads them."""
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import asdict, dataclass, replace
+from numbers import Integral
 from typing import Any
 
 from vidsmooth_fast.models.video_model import VideoModel
@@ -18,7 +19,7 @@ INITS = ("inversion", "latents", *INITIAL_NOISE)
 
 @dataclass(frozen=True)
 class Options:
-    """What the result of a run depends on, beside model, prompts, source and initial latents.
+    """The settings of a run, beside model, prompts, source and initial latents.
 
     The fields are those of `fast_sample`. None for init, height or width means the default, filled in by `for_model`.
     Raises ValueError naming the field, what was expected and what came.
@@ -46,7 +47,7 @@ class Options:
 
     def __post_init__(self) -> None:
         for name, least in (("frames", 1), ("steps", 1), ("window", 2), ("stride", 1)):
-            _whole(name, getattr(self, name), least)
+            object.__setattr__(self, name, _whole(name, getattr(self, name), least))
         if self.stride > self.window:
             raise ValueError(
                 f"stride: expected at most the window ({self.window}), got {self.stride}: frames would be left out"
@@ -60,10 +61,12 @@ class Options:
             if getattr(self, name) not in choices:
                 known = ", ".join(choice for choice in choices if choice)
                 raise ValueError(f"{name}: expected one of {known}; got {getattr(self, name)!r}")
-        for name, lowest, highest in (("strength", 0, 1), ("eta", 0, 1), ("guidance", 0, float("inf"))):
+        for name, lowest, highest in (("strength", 0, 1), ("eta", 0, 1), ("guidance", 0, 1000)):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not lowest <= value <= highest:
                 raise ValueError(f"{name}: expected a number in {lowest}..{highest}, got {value!r}")
+        if self.eta and self.scheduler != "ddim":
+            raise ValueError(f"eta: is DDIM's noise, got {self.eta} with scheduler {self.scheduler!r}")
         if self.strength == 0:
             raise ValueError("strength: expected more than 0, got 0: nothing would change")
         if not isinstance(self.seed, int):
@@ -77,7 +80,9 @@ class Options:
 
     def for_model(self, model: VideoModel, *, has_source: bool, has_latents: bool) -> Options:
         """Defaults filled in, and what needs the model or the inputs checked."""
-        height, width = self.height or model.default_size[0], self.width or model.default_size[1]
+        default = model.default_size
+        height = default[0] if self.height is None else self.height
+        width = default[1] if self.width is None else self.width
         multiple = model.downsampling
         for name, value in (("height", height), ("width", width)):
             _whole(name, value, multiple)
@@ -87,6 +92,14 @@ class Options:
                     f"{name}: expected a multiple of {multiple} for this model, got {value}; "
                     f"try {low} or {low + multiple}"
                 )
+        if self.strength < 1 and not has_source:
+            raise ValueError(
+                f"strength: below 1 keeps part of a source clip, and there is none; got {self.strength}"
+            )
+        if model.prediction_type == "flow" and self.scheduler != "flow":
+            raise ValueError(
+                f"scheduler: this is a flow-matching model, expected 'flow', got {self.scheduler!r}"
+            )
         if self.smooth is not None and self.smooth.target == "source" and not has_source:
             raise ValueError("smooth: target 'source' needs a source clip; use target='clean' without one")
         init = self._init(has_source, has_latents)
@@ -125,6 +138,7 @@ class Options:
         return settings
 
 
-def _whole(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+def _whole(name: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+    return int(value)

@@ -42,7 +42,7 @@ class Progress:
         now = time.perf_counter()
         self._bar.update()
         self._items -= self._phase_items
-        if self._last is not None and self.estimated_seconds is None and self._phase_items:
+        if self.enabled and self._last is not None and self.estimated_seconds is None and self._phase_items:
             per_item = (now - self._last) / self._phase_items
             self.estimated_seconds = now - self.started + self._items * per_item + self._rest()
             self.say(f"about {duration(self.estimated_seconds)} in all, from one measured step")
@@ -51,6 +51,12 @@ class Progress:
     def timing(self) -> dict[str, float | None]:
         """Seconds since the start, and what the measured step had promised (None for runs too short for one)."""
         return {"seconds": time.perf_counter() - self.started, "estimated_seconds": self.estimated_seconds}
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def close(self) -> None:
         if self._bar is not None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,60 +54,100 @@ class WindowedPredictor:
         self.tracks = tuple(tracks)
         self.max_batch = max_batch
         self.per_frame_text = per_frame_text
-        self._frames = window_indices(windows.starts, windows.length, windows.frames).to(denoiser.device)
-        self._offsets = torch.tensor(windows.starts, device=denoiser.device)
-        self._text, self._rows = self._encode(self.tracks)
+        self.weights = windows.weights.to(denoiser.device)
+        self._text, rows = self._encode()
+        self._calls = self._plan_calls(rows)
+        self._chosen_text: tuple[tuple[int, ...], Any] = ((), None)
         self._prediction: Tensor | None = None
 
-    def _encode(self, tracks: tuple[PromptTrack, ...]):
-        """Text projected once for all branches, and the rows of it that each (branch, window) uses."""
+    def _encode(self) -> tuple[Any, Tensor]:
+        """Text projected once for all branches, and the rows of it that each (branch, window) uses: (G, N, 1 or F)."""
         plan = self.windows
-        everywhere = range(plan.frames)
-        positions = (
-            everywhere if self.per_frame_text else centre_frames(plan.starts, plan.length, plan.frames)
-        )
+        positions = centre_frames(plan.starts, plan.length, plan.frames)
+        if self.per_frame_text:
+            positions = range(plan.frames)
         rows, index, first = [], [], 0
-        for track in tracks:
+        for track in self.tracks:
             distinct, where = track.at(positions)
             rows.append(distinct)
             index.append(where + first)
             first += len(distinct)
-        per_item = torch.stack(index)[..., None] if not self.per_frame_text else torch.stack(index)[:, None]
-        return self.denoiser.prepare_text(torch.cat(rows)), per_item.to(
-            self.denoiser.device
-        )  # (G, N, 1 or F)
+        shape = (len(self.tracks), len(plan.starts), -1)
+        return self.denoiser.prepare_text(torch.cat(rows)), torch.stack(index).view(shape)
 
-    @property
-    def calls(self) -> int:
-        """Network calls of one prediction."""
-        return -(-len(self.tracks) * len(self.windows.starts) // self.max_batch)
+    def _plan_calls(self, rows: Tensor) -> list[_Call]:
+        """Every network call of a prediction; a window's guidance branches stay next to each other."""
+        plan, branches, device = self.windows, len(self.tracks), self.denoiser.device
+        frames = window_indices(plan.starts, plan.length, plan.frames)
+        starts = torch.tensor(plan.starts)
+        calls = []
+        for items in torch.arange(branches * len(plan.starts)).split(self.max_batch):
+            window, branch = items // branches, items % branches
+            calls.append(
+                _Call(
+                    window.to(device),
+                    branch.to(device),
+                    frames[window].to(device),
+                    starts[window].to(device),
+                    tuple(rows[branch, window].flatten().tolist()),
+                )
+            )
+        return calls
+
+    def _text_of(self, rows: tuple[int, ...]) -> Any:
+        """The text of one call; with one prompt it is the same for every full call of every step."""
+        if self._chosen_text[0] != rows:
+            chosen = self._text.select(torch.tensor(rows, device=self.denoiser.device))
+            self._chosen_text = (rows, chosen)
+        return self._chosen_text[1]
 
     def __call__(self, x: Tensor, timestep: float) -> Tensor:
         """x (1, C, F, H, W) -> predictions (G, 1, N, C, K, H, W) in the network's dtype.
 
-        The result is one buffer, overwritten by the next call.
+        The result is one buffer, overwritten by the next call. Raises MemoryError when the device runs out.
         """
-        branches, count = len(self.tracks), len(self.windows.starts)
         if self._prediction is None:
-            shape = (branches, 1, count, x.shape[1], self.windows.length, *x.shape[-2:])
+            counts = len(self.tracks), 1, len(self.windows.starts)
+            shape = (*counts, x.shape[1], self.windows.length, *x.shape[-2:])
             self._prediction = torch.empty(shape, dtype=self.denoiser.dtype, device=x.device)
         latents = x[0].to(self.denoiser.dtype)
-        for first in range(0, branches * count, self.max_batch):
-            item = torch.arange(first, min(first + self.max_batch, branches * count), device=x.device)
-            window, branch = item // branches, item % branches  # a guidance pair is never far apart
-            batch = latents[:, self._frames[window]].transpose(0, 1)
-            text = self._text.select(self._rows[branch, window].flatten())
-            self._prediction[branch, 0, window] = self.denoiser.predict(
-                batch, timestep, text, frame_offsets=self._offsets[window]
-            )
+        for call in self._calls:
+            batch = latents[:, call.frames].transpose(0, 1)
+            with out_of_memory_in_words(f"max_batch={max(1, len(call.window) // 2)}"):
+                self._prediction[call.branch, 0, call.window] = self.denoiser.predict(
+                    batch, timestep, self._text_of(call.text_rows), frame_offsets=call.starts
+                )
         return self._prediction
 
     def in_float32(self) -> WindowedPredictor:
-        """The same in single precision."""
+        """The same in single precision, with half as much in one call because everything is twice the size."""
         return WindowedPredictor(
             self.denoiser.in_float32(),
             self.windows,
             self.tracks,
-            max_batch=self.max_batch,
+            max_batch=max(1, self.max_batch // 2),
             per_frame_text=self.per_frame_text,
         )
+
+
+class _Call(NamedTuple):
+    """One network call: which windows and branches (n,), their frames (n, K), first frames (n,) and text rows."""
+
+    window: Tensor
+    branch: Tensor
+    frames: Tensor
+    starts: Tensor
+    text_rows: tuple[int, ...]
+
+
+@contextmanager
+def out_of_memory_in_words(advice: str) -> Iterator[None]:
+    """An allocator's failure as a MemoryError of one line that says what to try."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise MemoryError(
+            f"the device ran out of memory; try {advice}, or a smaller height and width"
+        ) from None

@@ -1,0 +1,120 @@
+"""docs/PERFORMANCE.md from benchmarks/results/*.jsonl: the newest record of every case, and where it was taken.
+
+python benchmarks/report.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parents[1] / "docs" / "PERFORMANCE.md"
+
+OPERATORS = {
+    "noise_constraint": "noise constraint ([003] eq. 5)",
+    "inversion_blend": "inversion blend ([004])",
+    "window_merge": "window merge ([000] eq. 19)",
+    "denoise_step": "denoising step: merge, guide, constrain and step in one pass",
+    "temporal_attention": "temporal attention",
+    "sparse_causal_attention": "sparse-causal attention",
+}
+
+INTRODUCTION = """# Performance
+
+Written by `python benchmarks/report.py` from the records in `benchmarks/results/`. Every benchmark first checks its
+results, then times all contenders in the same rounds, so compare the columns of one row; absolute times drift from
+run to run. "Of copy" is the rate at which the bytes that must move did move, against a memory copy in the same rounds.
+No GPU kernels exist yet, so there are no GPU rows.
+"""
+
+
+def newest(name: str, keys: tuple[str, ...]) -> list[dict]:
+    """The last record of each combination of `keys`, in the order in which they first appear."""
+    path = RESULTS / f"{name}.jsonl"
+    if not path.exists():
+        return []
+    records = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    last = {tuple(record[key] for key in keys): record for record in records}
+    return list(last.values())
+
+
+def where(record: dict) -> str:
+    """Machine, versions and commit of a record, in a line."""
+    return (
+        f"*{record['machine']}, {record['threads']} threads, {record['isa']}; torch {record['torch']}; "
+        f"commit {record['commit']}, {record['date'][:10]}.*"
+    )
+
+
+def table(header: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
+
+
+def operator_section(name: str, title: str) -> list[str]:
+    records = newest(name, ("case",))
+    if not records:
+        return []
+    rivals = [rival for rival in records[0]["rows"] if rival not in ("ours", "copy")]
+    rows = []
+    for record in records:
+        ours = record["rows"]["ours"]
+        cells = [record["case"], f"{ours['median_us'] / 1e3:.2f} ms", f"{ours['of_copy']:.2f}"]
+        for rival in rivals:
+            row = record["rows"].get(rival)
+            cells.append(f"{row['ours_faster']:.1f}×" if row else "")
+        rows.append(cells)
+    header = ["case", "median", "of copy", *(f"faster than {rival}" for rival in rivals)]
+    command = f"`python benchmarks/{name}.py`; {where(records[-1])}"
+    return [f"## {title[0].upper()}{title[1:]}", "", *table(header, rows), "", command, ""]
+
+
+def end_to_end_section() -> list[str]:
+    records = newest("end_to_end", ("size", "dtype"))
+    if not records:
+        return []
+    in_fp32 = {r["size"]: r["published_seconds_per_step"] for r in records if r["dtype"] == "fp32"}
+    rows = []
+    for r in records:
+        sdpa = r.get("ratio_to_published_with_sdpa")
+        rows.append(
+            [
+                f"{r['size']}, {r['parameters'] / 1e6:.1f}M parameters, {r['weights']} weights",
+                r["dtype"],
+                f"{r['seconds_per_step']:.2f} s",
+                f"{r['ratio']:.2f}×",
+                f"{in_fp32[r['size']] / r['seconds_per_step']:.2f}×" if r["size"] in in_fp32 else "",
+                f"{sdpa:.2f}×" if sdpa else "",
+                f"{r['fraction_of_matrix_rate']:.2f}",
+                f"{r['max_abs_difference']:.0e}",
+            ]
+        )
+    r = records[-1]
+    header = ["network", "dtype", "per step", "faster than published, same dtype", "than published in fp32"]
+    header += ["than published on SDPA", "of matrix rate", "largest difference"]
+    return [
+        "## End to end",
+        "",
+        f"One denoising step of `fast_sample`: {r['frames']} frames, windows of {r['window']}, stride {r['stride']}, "
+        f"guidance {r['guidance']}, DDIM, latents of {r['latents']}×{r['latents']}. The published program is "
+        "Tune-A-Video's network and Gen-L-Video's loop as their authors wrote them (`benchmarks/baselines.py`), on the "
+        "same weights. The matrix rate is the faster of a large product and a large convolution in the same run"
+        + ("." if r["matrix_units"] else "; this processor has no bf16 matrix units (AMX)."),
+        "",
+        *table(header, rows),
+        "",
+        f"`python benchmarks/end_to_end.py`; {where(r)}",
+        "",
+    ]
+
+
+def main() -> None:
+    lines = [INTRODUCTION, *end_to_end_section()]
+    for name, title in OPERATORS.items():
+        lines += operator_section(name, title)
+    PAGE.write_text("\n".join(lines).rstrip() + "\n")
+    print(PAGE)
+
+
+if __name__ == "__main__":
+    main()
