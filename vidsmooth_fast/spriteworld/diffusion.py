@@ -157,7 +157,10 @@ def train_clips(
     out: Path, *, steps: int, minutes: float, seed: int = 0, clips: int = 500, frames: int = 16, tiny: bool = False,
     lr: float = 6e-4, log=print,
 ) -> None:  # fmt: skip
-    """Temporal layers at the full rate, everything else at a quarter of it, from clips of 8 and 16 frames."""
+    """Temporal layers at the full rate, everything else at a quarter of it, from clips of 8 and 16 frames.
+
+    One batch in three is of single frames, so that many captions stay in view and one frame alone still works.
+    """
     vae = load_vae(out)
     clips, frames, size = (2, 4, 32) if tiny else (clips, frames, 128)
     data = clip_latents(vae, out / "latents", clips, frames, seed=seed + 1, size=size, part=20, log=log)
@@ -167,7 +170,7 @@ def train_clips(
     temporal = [p for n, p in model.named_parameters() if "_temp" in n]
     rest = [p for n, p in model.named_parameters() if "_temp" not in n]
     schedule = Schedule(steps, lr=lr, warmup=min(50, steps), ema=0.995)
-    shapes = ((1, frames), (2, frames // 2))
+    shapes = ((1, frames), (2, frames // 2), (frames, 1))
     train(
         model, partial(loss_of, model, data, shapes, False), schedule, out / "temporal.pt", seed=seed + 1,
         minutes=minutes, groups=[{"params": temporal, "scale": 1.0}, {"params": rest, "scale": 0.25}], log=log,

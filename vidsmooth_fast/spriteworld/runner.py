@@ -66,7 +66,11 @@ def rank_and_workers() -> tuple[int, int]:
 
 
 def _share_gradients(parameters: list[Tensor], workers: int) -> None:
-    grads = [p.grad for p in parameters if p.grad is not None]
+    """Average the gradients over the workers; a parameter that one worker's batch did not reach counts as zero there."""
+    for p in parameters:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+    grads = [p.grad for p in parameters]
     flat = torch.cat([g.flatten() for g in grads])
     dist.all_reduce(flat)
     flat /= workers

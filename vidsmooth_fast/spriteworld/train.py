@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .runner import in_parallel
 
-STEPS = {"vae": 2000, "unet": 2450, "temporal": 600, "decoder": 1500}
+STEPS = {"vae": 2000, "unet": 2450, "temporal": 450, "decoder": 2100}
 
 
 def main(arguments: list[str] | None = None) -> None:
