@@ -67,10 +67,12 @@ void inversion_blend(int dtype, Sizes size, Address inverted, Strides inverted_s
 }
 
 // strides: of (G, B, N, C, K, H, W). The three addresses of `coverage` are those in kernels.h.
-WindowStack window_stack(Address data, const Strides& strides, const std::vector<float>& branch_weights,
-                         Address weights, const Strides& weight_strides, std::array<Address, 3> coverage) {
+WindowStack window_stack(Address data, const Strides& strides, std::int64_t length,
+                         const std::vector<float>& branch_weights, Address weights,
+                         const Strides& weight_strides, std::array<Address, 3> coverage) {
     WindowStack w;
     w.data = pointer<const void>(data);
+    w.length = length;
     w.branches = static_cast<std::int64_t>(branch_weights.size());
     w.branch_stride = strides[0];
     std::copy_n(strides.begin() + 1, 6, w.stride);
@@ -83,20 +85,21 @@ WindowStack window_stack(Address data, const Strides& strides, const std::vector
     return w;
 }
 
-void window_merge(int dtype, Sizes size, Address windows, Strides strides, Address weights,
-                  Strides weight_strides, std::array<Address, 3> coverage, Address out, int threads) {
+void window_merge(int dtype, Sizes size, Address windows, Strides strides, std::int64_t length,
+                  Address weights, Strides weight_strides, std::array<Address, 3> coverage, Address out,
+                  int threads) {
     const std::vector<float> one{1.0f};
     strides.insert(strides.begin(), 0);
     WindowMergeArgs a;
     a.dtype = static_cast<DType>(dtype);
     std::copy(size.begin(), size.end(), a.size);
-    a.windows = window_stack(windows, strides, one, weights, weight_strides, coverage);
+    a.windows = window_stack(windows, strides, length, one, weights, weight_strides, coverage);
     a.out = pointer(out);
     a.threads = threads;
     VIDSMOOTH_CALL(window_merge, a);
 }
 
-void denoise_step(int dtype, Sizes size, Address pred, Strides pred_strides,
+void denoise_step(int dtype, Sizes size, Address pred, Strides pred_strides, std::int64_t length,
                   std::vector<float> branch_weights, Address weights, Strides weight_strides,
                   std::array<Address, 3> coverage, Address x, Strides x_strides, Address history,
                   Strides history_strides, Address reference, Strides reference_strides, Address noise,
@@ -106,7 +109,7 @@ void denoise_step(int dtype, Sizes size, Address pred, Strides pred_strides,
     DenoiseStepArgs args;
     args.dtype = static_cast<DType>(dtype);
     std::copy(size.begin(), size.end(), args.size);
-    args.pred = window_stack(pred, pred_strides, branch_weights, weights, weight_strides, coverage);
+    args.pred = window_stack(pred, pred_strides, length, branch_weights, weights, weight_strides, coverage);
     args.x = operand(x, x_strides);
     args.history = operand(history, history_strides);
     args.reference = operand(reference, reference_strides);

@@ -1,5 +1,8 @@
 // out_n = (1 - w) v_n + w (f (v_{n-1} + e_n - e_{n-1}) + b (v_{n+1} + e_n - e_{n+1})), v inverted, e random
 // noise
+//
+// With d = v - e:  out_n = ((1 - w) v_n + w (f + b) e_n) + w f d_{n-1} + w b d_{n+1}
+#include "cpu/neighbours.h"
 #include "cpu/parallel.h"
 #include "cpu/rows.h"
 
@@ -15,31 +18,36 @@ void run(const InversionBlendArgs& a) {
     grid.add_output();
     grid.merge();
     const Units units(grid, a.threads);
-    const bool stream = streams(a.size[0] * a.size[1] * F * frame * sizeof(T));
+    const bool stream = streams(a.out, frame * sizeof(T), a.size[0] * a.size[1] * F * frame * sizeof(T));
     const float keep = 1 - a.weight, f = a.weight * a.forward, b = a.weight * a.backward;
 
     parallel_for(units.threads, units.count, [&](int64_t index) {
         const Unit u = units[index];
         Rows<T> v(a.inverted.data, u.offset[0], grid.stride[0][3], a.inverted.stride[2], F, u.length);
         Rows<T> e(a.noise.data, u.offset[1], grid.stride[1][3], a.noise.stride[2], F, u.length);
-        T* out = static_cast<T*>(a.out) + u.offset[2];
-        for (int64_t n = u.first; n < u.last; ++n) {
-            const T* v0 = v[n];
+        T* const out = static_cast<T*>(a.out) + u.offset[2];
+        const auto source = [&](int64_t m) {
+            const T *vm = v[m], *vn = v.after(m), *em = e[m], *en = e.after(m);
+            return [=](auto lanes, vfloat& d, vfloat& s) {
+                lanes.prefetch(vn);
+                lanes.prefetch(en);
+                const vfloat inverted = lanes.load(vm), noise = lanes.load(em);
+                d = inverted - noise;
+                s = keep * inverted + (f + b) * noise;
+            };
+        };
+        const auto taps = [&](int64_t n) {  // at an end the one direction there is takes both weights
+            if (!a.loop && n == 0) return Taps{0, f + b};
+            if (!a.loop && n == F - 1) return Taps{f + b, 0};
+            return Taps{f, b};
+        };
+        const auto sink = [&](int64_t n) {
+            const T* unchanged = F == 1 ? v[n] : nullptr;
             T* o = out + n * frame;
-            if (F == 1) {
-                fill_row(stream, o, u.length, [=](auto at) { return at(v0); });
-            } else if (!a.loop && (n == 0 || n == F - 1)) {  // the one direction there is takes both weights
-                const int64_t m = n == 0 ? 1 : n - 1;
-                const T *vm = v[m], *em = e[m], *e0 = e[n];
-                fill_row(stream, o, u.length,
-                         [=](auto at) { return keep * at(v0) + (f + b) * (at(vm) + at(e0) - at(em)); });
-            } else {
-                const T *vm = v[n - 1], *vp = v[n + 1], *em = e[n - 1], *e0 = e[n], *ep = e[n + 1];
-                fill_row(stream, o, u.length, [=](auto at) {
-                    return keep * at(v0) + f * (at(vm) + at(e0) - at(em)) + b * (at(vp) + at(e0) - at(ep));
-                });
-            }
-        }
+            return
+                [=](auto lanes, vfloat value) { lanes.output(o, unchanged ? lanes.load(unchanged) : value); };
+        };
+        Neighbours(F, a.loop, u).run(stream, source, taps, sink);
         if (stream) finish_streams();
     });
 }

@@ -39,6 +39,7 @@ struct InversionBlendArgs {
 struct WindowStack {
     const void* data;
     int64_t stride[6];  // B, N, C, K, H, W
+    int64_t length;     // K
     int64_t branches, branch_stride;
     const float* branch_weights;  // [branches]
     const float* weights;
@@ -78,7 +79,8 @@ struct TemporalAttentionArgs {
     float scale;
     int64_t windows, window;  // N windows of K frames; one of all frames for plain attention
     const int64_t* starts;    // N, in [0, frames); a window may run past the last frame into the first ones
-    const float* factors;     // (N, K): weight of each window's result in its frame; null means 1, without overlap
+    const float*
+        factors;  // (N, K): weight of each window's result in its frame; null means 1, without overlap
     int threads;
 };
 

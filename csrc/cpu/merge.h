@@ -5,12 +5,12 @@
 
 namespace vidsmooth::VIDSMOOTH_ISA {
 
-constexpr int kStreams = 8;  // rows read side by side; more are added in further passes over the tile
+constexpr int kStreams = 8;  // rows read side by side; further ones are first added up in passes of their own
 
 template <class T>
 class Merge {
   public:
-    // Operands `stack` and `stack + 1` of the grid are the windows and their weights.
+    // Operands `operand` and `operand + 1` of the grid are the windows and their weights.
     static void add_to(Grid& grid, const WindowStack& w) {
         grid.add(w.stride[0], w.stride[2], w.stride[4], w.stride[5]);
         grid.add(0, w.weight_stride[0], w.weight_stride[2], w.weight_stride[3]);
@@ -24,18 +24,24 @@ class Merge {
           weight_step_(grid.stride[operand + 1][3]),
           length_(u.length) {}
 
-    // out[i] = finish(merged value, at) over the tile of frame n; see fill_row.
-    template <class Mode, class Out, class Finish>
-    void frame(int64_t n, Mode stream, Out* out, const Finish& finish) {
-        weight_step_ == 0 ? uniform(n, stream, out, finish) : pixelwise(n, stream, out, finish);
+    // After prepare(n), value(lanes) is the merged row of frame n.
+    void prepare(int64_t n) {
+        count_ = 0;
+        partial_ = false;
+        weight_step_ == 0 ? uniform(n) : pixelwise(n);
+    }
+
+    template <class L>
+    vfloat value(L lanes) const {
+        vfloat sum = partial_ ? lanes.load(sum_) : vfloat{};
+        for (int i = 0; i < count_; ++i) {  // memory is slower than this loop with its run-time count
+            lanes.prefetch(next_[i]);
+            sum += factors_[i] * lanes.load(rows_[i]);
+        }
+        return sum;
     }
 
   private:
-    const T* row(int64_t branch, int64_t i) const {
-        return data_ + branch * w_.branch_stride + w_.window[i] * w_.stride[1] +
-               w_.position[i] * w_.stride[3];
-    }
-
     const float* weight(int64_t i) const { return weights_ + w_.position[i] * w_.weight_stride[1]; }
 
     template <class V>
@@ -45,73 +51,64 @@ class Merge {
         return buffer;
     }
 
-    // One weight per window and frame, so each row has one coefficient.
-    template <class Mode, class Out, class Finish>
-    void uniform(int64_t n, Mode stream, Out* out, const Finish& finish) {
-        const int64_t first = w_.first[n], last = w_.first[n + 1];
-        float total = 0;
-        for (int64_t i = first; i < last; ++i) total += *weight(i);
+    void add(int64_t branch, int64_t i, float factor) {
+        const T* row =
+            data_ + branch * w_.branch_stride + w_.window[i] * w_.stride[1] + w_.position[i] * w_.stride[3];
+        const bool ends = step_ != 1 || w_.position[i] + 1 == w_.length;
+        next_[count_] = ends ? row : row + w_.stride[3];  // the window's next frame
+        rows_[count_] = gather(row, step_, gathered_[count_]);
+        factors_[count_++] = factor;
+    }
 
-        const T* rows[kStreams];
-        float factors[kStreams];
-        int count = 0;
-        bool partial = false;  // sum_ holds what earlier passes added up
-        for (int64_t i = first; i < last; ++i) {
+    void add_up() {
+        along_row<false>(length_, [this](auto lanes) { lanes.store(sum_, value(lanes)); });
+        partial_ = true;
+        count_ = 0;
+    }
+
+    // One weight per window and frame, so each row has one factor.
+    void uniform(int64_t n) {
+        float total = 0;
+        for (int64_t i = w_.first[n]; i < w_.first[n + 1]; ++i) total += *weight(i);
+        for (int64_t i = w_.first[n]; i < w_.first[n + 1]; ++i) {
             for (int64_t g = 0; g < w_.branches; ++g) {
-                if (count == kStreams) {
-                    add(rows, factors, count, Cached{}, sum_,
-                        [&](vfloat sum, auto at) { return partial ? sum + at(sum_) : sum; });
-                    partial = true;
-                    count = 0;
-                }
-                rows[count] = gather(row(g, i), step_, gathered_[count]);
-                factors[count++] = w_.branch_weights[g] * (*weight(i) / total);
+                if (count_ == kStreams) add_up();
+                add(g, i, w_.branch_weights[g] * (*weight(i) / total));
             }
         }
-        if (partial)
-            add(rows, factors, count, stream, out,
-                [&](vfloat sum, auto at) { return finish(sum + at(sum_), at); });
-        else
-            add(rows, factors, count, stream, out, finish);
     }
 
-    // The count stays a run-time number: memory is slower than the loop, and eight unrolled ones compile
-    // slowly.
-    template <class Mode, class Out, class Finish>
-    void add(const T* const* rows, const float* factors, int count, Mode stream, Out* out,
-             const Finish& finish) {
-        fill_row(stream, out, length_, [&](auto at) {
-            vfloat sum = factors[0] * at(rows[0]);
-            for (int i = 1; i < count; ++i) sum += factors[i] * at(rows[i]);
-            return finish(sum, at);
-        });
-    }
-
-    // A weight per pixel: numerator and denominator side by side.
-    template <class Mode, class Out, class Finish>
-    void pixelwise(int64_t n, Mode stream, Out* out, const Finish& finish) {
+    // A weight per pixel: the whole quotient is made here.
+    void pixelwise(int64_t n) {
+        for (int64_t i = 0; i < length_; ++i) total_[i] = quotient_[i] = 0;
         for (int64_t i = w_.first[n]; i < w_.first[n + 1]; ++i) {
             const float* weight = gather(this->weight(i), weight_step_, gathered_weight_);
-            const bool begin = i == w_.first[n];
-            fill_row(Cached{}, total_, length_,
-                     [&](auto at) { return begin ? at(weight) : at(total_) + at(weight); });
+            partial_ = false;
             for (int64_t g = 0; g < w_.branches; ++g) {
-                const T* values = gather(row(g, i), step_, gathered_[0]);
-                const float factor = w_.branch_weights[g];
-                fill_row(Cached{}, sum_, length_, [&](auto at) {
-                    const vfloat term = factor * at(weight) * at(values);
-                    return begin && g == 0 ? term : at(sum_) + term;
-                });
+                if (count_ == kStreams) add_up();
+                add(g, i, w_.branch_weights[g]);
             }
+            along_row<false>(length_, [=](auto lanes) {
+                const vfloat omega = lanes.load(weight);
+                lanes.store(total_, lanes.load(total_) + omega);
+                lanes.store(quotient_, lanes.load(quotient_) + omega * value(lanes));
+            });
+            count_ = 0;
         }
-        fill_row(stream, out, length_, [&](auto at) { return finish(at(sum_) / at(total_), at); });
+        along_row<false>(length_,
+                         [=](auto lanes) { lanes.store(sum_, lanes.load(quotient_) / lanes.load(total_)); });
+        partial_ = true;
     }
 
     const WindowStack& w_;
     const T* data_;
     const float* weights_;
     int64_t step_, weight_step_, length_;
-    float sum_[kTile], total_[kTile], gathered_weight_[kTile];
+    int count_ = 0;
+    bool partial_ = false;  // sum_ takes part in value()
+    const T *rows_[kStreams], *next_[kStreams];
+    float factors_[kStreams];
+    float sum_[kTile], total_[kTile], quotient_[kTile], gathered_weight_[kTile];
     T gathered_[kStreams][kTile];
 };
 

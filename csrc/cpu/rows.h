@@ -31,6 +31,12 @@ class Rows {
         return ring_[slot];
     }
 
+    // Where the row after `frame` lies, to prefetch; some readable row where that is of no use.
+    const T* after(int64_t frame) const {
+        const int64_t next = frame + 1 < frames_ ? frame + 1 : frames_ - 1;
+        return base_ + (step_ == 1 ? next * frame_stride_ : 0);
+    }
+
   private:
     const T* base_;
     int64_t step_, frame_stride_, frames_, length_;

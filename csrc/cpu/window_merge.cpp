@@ -13,14 +13,18 @@ void run(const WindowMergeArgs& a) {
     grid.add_output();
     grid.merge();
     const Units units(grid, a.threads);
-    const bool stream = streams(a.size[0] * a.size[1] * a.size[2] * frame * sizeof(T));
+    const bool stream =
+        streams(a.out, frame * sizeof(T), a.size[0] * a.size[1] * a.size[2] * frame * sizeof(T));
 
     parallel_for(units.threads, units.count, [&](int64_t index) {
         const Unit u = units[index];
         Merge<T> merge(a.windows, grid, u, 0);
         T* out = static_cast<T*>(a.out) + u.offset[2];
-        for (int64_t n = u.first; n < u.last; ++n)
-            merge.frame(n, stream, out + n * frame, [](vfloat merged, auto) { return merged; });
+        for (int64_t n = u.first; n < u.last; ++n) {
+            T* o = out + n * frame;
+            merge.prepare(n);
+            along_row(stream, u.length, [&merge, o](auto lanes) { lanes.output(o, merge.value(lanes)); });
+        }
         if (stream) finish_streams();
     });
 }

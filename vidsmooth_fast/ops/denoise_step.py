@@ -80,6 +80,7 @@ def _cpu(
         x.shape,
         pred.data_ptr(),
         pred.stride(),
+        pred.shape[4],
         branch_weights,
         weights.data_ptr(),
         weights.stride(),

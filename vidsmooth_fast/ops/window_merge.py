@@ -25,6 +25,7 @@ def _cpu(windows: Tensor, weights: Tensor, starts: Sequence[int], *, frames: int
         out.shape,
         windows.data_ptr(),
         windows.stride(),
+        length,
         weights.data_ptr(),
         weights.stride(),
         [t.data_ptr() for t in coverage],
