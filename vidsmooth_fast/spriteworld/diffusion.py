@@ -91,10 +91,11 @@ def alphas() -> tuple[Tensor, Tensor]:
 def loss_of(
     model: TextToVideo, data, shapes, pictures: bool, step: int, generator: torch.Generator
 ) -> Tensor:
-    """Squared error of v, four times as heavy where the object is: it fills a tenth of the picture and is what people
-    look at. data: latents, scenes, object masks. shapes: (clips, frames) to draw from, each of the same number of frames in all.
+    """Squared error of v, four times as heavy where the object is.
 
-    One caption in ten is empty (for guidance). Frames of a clip share t; their noises are independent.
+    The object fills a tenth of the picture and is what people look at. data: latents, scenes, object masks. shapes:
+    (clips, frames) to draw from, each of the same number of frames in all. One caption in ten is empty (for guidance).
+    Frames of a clip share t; their noises are independent.
     """
     z_all, scenes, masks = data
     rng = np.random.default_rng([step, 5])

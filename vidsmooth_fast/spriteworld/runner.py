@@ -66,7 +66,7 @@ def rank_and_workers() -> tuple[int, int]:
 
 
 def _share_gradients(parameters: list[Tensor], workers: int) -> None:
-    """Average the gradients over the workers; a parameter that one worker's batch did not reach counts as zero there."""
+    """Average the gradients over the workers; where a batch did not reach a parameter its gradient is zero."""
     for p in parameters:
         if p.grad is None:
             p.grad = torch.zeros_like(p)
