@@ -122,7 +122,7 @@ void run(const DenoiseStepArgs& a) {
     grid.add_output();
     grid.merge();
     const Units units(grid, a.threads);
-    const int64_t all = a.size[0] * a.size[1] * a.size[2] * frame;
+    const int64_t all = a.size[0] * a.size[1] * a.size[2] * frame * (a.clean ? 2 : 1);
     const bool stream = streams(a.out, frame, all) && (!a.clean || streams(a.clean, frame, all));
 
     parallel_for(units.threads, units.count, [&](int64_t index) {
