@@ -121,7 +121,7 @@ void run(const DenoiseStepArgs& a) {
     grid.add(a.noise);
     grid.add_output();
     grid.merge();
-    const Units units(grid, a.threads);
+    const Units units(grid, a.threads, a.strength == 0 ? kTile : kSmallTile);
     const int64_t all = a.size[0] * a.size[1] * a.size[2] * frame * (a.clean ? 2 : 1);
     const bool stream = streams(a.out, frame, all) && (!a.clean || streams(a.clean, frame, all));
 

@@ -17,7 +17,7 @@ void run(const InversionBlendArgs& a) {
     grid.add(a.noise);
     grid.add_output();
     grid.merge();
-    const Units units(grid, a.threads);
+    const Units units(grid, a.threads, kSmallTile);
     const bool stream = streams(a.out, frame * sizeof(T), a.size[0] * a.size[1] * F * frame * sizeof(T));
     const float keep = 1 - a.weight, f = a.weight * a.forward, b = a.weight * a.backward;
 

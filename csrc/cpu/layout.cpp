@@ -40,14 +40,14 @@ void Grid::merge() {
     for (int i = 0; i < operands; ++i) std::copy(strides[i], strides[i] + 4, stride[i]);
 }
 
-Units::Units(const Grid& grid, int threads) : grid(grid) {
+Units::Units(const Grid& grid, int threads, int64_t largest_tile) : grid(grid) {
     const int64_t frames = grid.frames;
     const int64_t outer = grid.size[0] * grid.size[1] * grid.size[2];
     const int64_t row = grid.size[3];
     // Below about 32 Ki elements a thread is woken for less than it costs.
     const int64_t useful = std::max<int64_t>(1, outer * row * frames >> 15);
     this->threads = static_cast<int>(std::min<int64_t>(threads, useful));
-    tile = std::min(row, kTile);
+    tile = std::min(row, largest_tile);
     tiles = (row + tile - 1) / tile;
     const int64_t wanted = this->threads == 1 ? 1 : 4 * this->threads;
     segments = std::max<int64_t>(1, std::min((wanted + outer * tiles - 1) / (outer * tiles), frames / 8));

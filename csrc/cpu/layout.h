@@ -8,8 +8,10 @@
 namespace vidsmooth {
 
 constexpr int kMaxOperands = 8;
-constexpr int64_t kTile =
-    2048;  // elements of a frame handled together; three such tiles of fp32 fit the L1 cache
+// Elements of a frame handled together, at most: a 64 x 64 latent. Kernels that keep tiles of neighbouring
+// frames take smaller ones, so that three of fp32 fit the L1 cache.
+constexpr int64_t kTile = 4096;
+constexpr int64_t kSmallTile = 2048;
 
 // The axes B, C, H, W with neighbours merged wherever every operand allows it; frames are walked separately.
 struct Grid {
@@ -39,7 +41,7 @@ struct Units {
     int threads;
 
     // Cuts the grid so that `threads` threads stay busy; fewer threads when the whole is too small to share.
-    Units(const Grid& grid, int threads);
+    Units(const Grid& grid, int threads, int64_t largest_tile);
     Unit operator[](int64_t index) const;
 };
 

@@ -73,7 +73,7 @@ class Neighbours {
     int64_t frames_;
     bool loop_;
     const Unit& u_;
-    float d_[2][kTile], s_[kTile];
+    float d_[2][kSmallTile], s_[kSmallTile];
 };
 
 }  // namespace vidsmooth::VIDSMOOTH_ISA

@@ -17,7 +17,7 @@ void run(const NoiseConstraintArgs& a) {
     grid.add(a.reference);
     grid.add_output();
     grid.merge();
-    const Units units(grid, a.threads);
+    const Units units(grid, a.threads, kSmallTile);
     const bool stream = streams(a.out, frame * sizeof(T), a.size[0] * a.size[1] * F * frame * sizeof(T));
     const float c = a.c_over_lambda, strength = a.strength;
 

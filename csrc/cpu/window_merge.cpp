@@ -12,7 +12,7 @@ void run(const WindowMergeArgs& a) {
     Merge<T>::add_to(grid, a.windows);
     grid.add_output();
     grid.merge();
-    const Units units(grid, a.threads);
+    const Units units(grid, a.threads, kTile);
     const bool stream =
         streams(a.out, frame * sizeof(T), a.size[0] * a.size[1] * a.size[2] * frame * sizeof(T));
 
