@@ -25,7 +25,7 @@ def report() -> str:
     if not torch.cuda.is_available():
         lines.append("GPU: none that torch can use")
     lines.append("")
-    lines.append(f"{'operator':<26}{'used':<8}not used")
+    lines.append(f"{'operator':<26}{'used':<8}others")
     for row in ops.report():
         others = [f"{name} (slower)" for name in row.available if name != row.used]
         others += [f"{name}: {reason}" for name, reason in row.unavailable.items()]

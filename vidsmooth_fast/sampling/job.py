@@ -21,6 +21,9 @@ from vidsmooth_fast.sampling.windowed import WindowedPredictor, Windows
 from vidsmooth_fast.sampling.windows import plan, window_length, window_weights
 from vidsmooth_fast.video import Video
 
+CPU_PAIRS = 2
+"""(window, branch) pairs in one network call on a CPU: 10 take 8% longer each, because they leave the caches."""
+
 CHUNK = 8
 """Frames that the autoencoder takes at a time, where memory allows."""
 
@@ -73,6 +76,8 @@ class Job:
         asked = self.options.max_batch
         if asked == "auto":
             asked = max(int((self._free * budget.SHARE - fixed) // self._network_bytes(1)), 1)
+            if self.model.device.type == "cpu":
+                asked = min(asked, CPU_PAIRS)
         chosen = min(asked, self.items(branches))
         needed = fixed + max(self._network_bytes(chosen), self._autoencoder_bytes(1))
         if needed > self._free:

@@ -22,8 +22,8 @@ from vidsmooth_fast.video_panels import contact_sheet, evenly_spaced, side_by_si
 SCENE = Scene("car", "red", "road", "cartoon", seed=HELD_OUT_SEED)
 EDIT = SCENE.edit(colour="blue", background="snow")
 FPS = 16
-SAMPLING = dict(steps=20, scheduler="dpmpp_2m", merge="attention", window=16, stride=8)
-GUIDANCE = 5.0
+SAMPLING = dict(steps=16, scheduler="dpmpp_2m", merge="attention", window=16, stride=8)
+GUIDANCE = 4.0
 SMOOTH = NoiseConstraint(0.25, "source")
 STILLS = 6
 """Per panel, on the contact sheet."""
