@@ -116,7 +116,7 @@ def environment() -> dict[str, object]:
     }
 
 
-def run(name: str, cases: list[Case], *, seconds: float = 6.0) -> None:
+def run(name: str, cases: list[Case], *, seconds: float = 5.0) -> None:
     """Check, time, print and append to results/<name>.jsonl; about `seconds` for each case."""
     kept = keep_freed_memory()
     setting = environment()
