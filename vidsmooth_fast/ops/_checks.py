@@ -40,6 +40,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, frames: int, heads: int) -> None:
     floating("q", q, "B*F, P, h*d")
     like("k", k, "q", q)
     like("v", v, "q", q)
-    for name, value, whole, what in (("frames", frames, q.shape[0], "rows"), ("heads", heads, q.shape[2], "columns")):
+    for name, value, whole, what in (
+        ("frames", frames, q.shape[0], "rows"),
+        ("heads", heads, q.shape[2], "columns"),
+    ):
         if not isinstance(value, int | torch.SymInt) or value < 1 or whole % value:
             raise ValueError(f"{name}: expected a positive divisor of the {whole} {what} of q, got {value}")
