@@ -152,7 +152,12 @@ def test_ctrl_c_takes_one_line_and_leaves_no_file(tmp_path, model_dir):
         str(tmp_path / "v.mp4"),
     ]
     arguments += ["--resume", str(tmp_path / "state")]
-    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+    )
     deadline = time.monotonic() + 120
     while not (tmp_path / "state").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
