@@ -79,8 +79,10 @@ ALWAYS_INLINE __m256 rows_apart(const float* x, int64_t stride, __m256) {
 // The zero-masked forms, because GCC 12 warns that the plain ones use an uninitialised value.
 ALWAYS_INLINE void store_columns(__m512 r0, __m512 r1, __m512 r2, __m512 r3, float* to) {
     const __mmask16 all = 0xffff;
-    const __m512 low01 = _mm512_maskz_unpacklo_ps(all, r0, r1), high01 = _mm512_maskz_unpackhi_ps(all, r0, r1);
-    const __m512 low23 = _mm512_maskz_unpacklo_ps(all, r2, r3), high23 = _mm512_maskz_unpackhi_ps(all, r2, r3);
+    const __m512 low01 = _mm512_maskz_unpacklo_ps(all, r0, r1),
+                 high01 = _mm512_maskz_unpackhi_ps(all, r0, r1);
+    const __m512 low23 = _mm512_maskz_unpacklo_ps(all, r2, r3),
+                 high23 = _mm512_maskz_unpackhi_ps(all, r2, r3);
     _mm512_storeu_ps(to, _mm512_maskz_shuffle_ps(all, low01, low23, 0x44));
     _mm512_storeu_ps(to + 16, _mm512_maskz_shuffle_ps(all, low01, low23, 0xee));
     _mm512_storeu_ps(to + 32, _mm512_maskz_shuffle_ps(all, high01, high23, 0x44));
