@@ -154,6 +154,14 @@ class PublishedUNet:
         h = h + self._linear(f"{name}.time_emb_proj", F.silu(emb))[:, :, None, None, None]
         h = F.silu(self._group_norm(f"{name}.norm2", h, self.eps))
         h = self._conv(f"{name}.conv2", h)
+        if f"{name}.conv_temp.previous.weight" in self.weights:  # sprite-world's, as Make-A-Video wrote it
+            previous = self.weights[f"{name}.conv_temp.previous.weight"]
+            following = self.weights[f"{name}.conv_temp.next.weight"]
+            kernel = torch.stack([previous, torch.eye(len(previous)).to(h), following], dim=-1)
+            b, c, f, height, width = h.shape
+            rows = h.permute(0, 3, 4, 1, 2).reshape(-1, c, f)
+            rows = F.conv1d(rows, kernel, padding=1)
+            h = rows.reshape(b, height, width, c, f).permute(0, 3, 4, 1, 2)
         if f"{name}.conv_shortcut.weight" in self.weights:
             x = self._conv(f"{name}.conv_shortcut", x)
         return x + h

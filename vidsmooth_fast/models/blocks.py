@@ -297,13 +297,50 @@ class Transformer(nn.Module):
         return y.view(n, h, w, c).permute(0, 3, 1, 2)
 
 
+class TemporalConv(nn.Module):
+    """Convolution over time: x_f + P x_{f-1} + N x_{f+1}, P and N linear over the channels, zero at first.
+
+    It follows a spatial convolution, which serves as its middle tap (Make-A-Video, arXiv 2209.14792 §3.2.1).
+    Attention over frames cannot tell before from after; this can, so motion gets a direction. Beyond the ends of the
+    video there is nothing to add; a loop closes. (B*F, C, H, W) channels_last -> same.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.previous = nn.Linear(channels, channels, bias=False)
+        self.next = nn.Linear(channels, channels, bias=False)
+        nn.init.zeros_(self.previous.weight)
+        nn.init.zeros_(self.next.weight)
+
+    def forward(self, x: Tensor, ctx: Pass) -> Tensor:
+        n, c, h, w = x.shape
+        video = x.permute(0, 2, 3, 1).reshape(n // ctx.frames, ctx.frames, h * w, c)
+        out = video.clone()
+        out[:, 1:] += self.previous(video[:, :-1])
+        out[:, :-1] += self.next(video[:, 1:])
+        if ctx.windows is not None and ctx.windows.loop:
+            out[:, :1] += self.previous(video[:, -1:])
+            out[:, -1:] += self.next(video[:, :1])
+        return out.view(n, h, w, c).permute(0, 3, 1, 2)
+
+
 class ResnetBlock(nn.Module):
-    """norm, SiLU, conv, + time, norm, SiLU, conv, + shortcut. (B*F, C_in, H, W) -> (B*F, C_out, H, W)."""
+    """norm, SiLU, conv, + time, norm, SiLU, conv, + shortcut. (B*F, C_in, H, W) -> (B*F, C_out, H, W).
+
+    temporal: the second convolution is followed by one over time.
+    """
 
     index: int = 0  # position among the network's ResNets, set by VideoUNet
 
     def __init__(
-        self, c_in: int, c_out: int, time_dim: int, groups: int, eps: float, scale: float = 1.0
+        self,
+        c_in: int,
+        c_out: int,
+        time_dim: int,
+        groups: int,
+        eps: float,
+        temporal: bool = False,
+        scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, c_in, eps=eps)
@@ -311,6 +348,7 @@ class ResnetBlock(nn.Module):
         self.time_emb_proj = nn.Linear(time_dim, c_out)
         self.norm2 = nn.GroupNorm(groups, c_out, eps=eps)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.conv_temp = TemporalConv(c_out) if temporal else None
         self.conv_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else None
         self.scale = scale
 
@@ -323,6 +361,8 @@ class ResnetBlock(nn.Module):
         else:
             h = self.conv1(h) + time.repeat_interleave(x.shape[0] // time.shape[0], dim=0)[:, :, None, None]
         h = self.conv2(silu(group_norm(h, self.norm2, over)))
+        if self.conv_temp is not None and ctx.frames > 1 and not ctx.skip_temporal:
+            h = self.conv_temp(h, ctx)
         h = h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
         return h if self.scale == 1 else h / self.scale
 

@@ -56,6 +56,7 @@ class UNetConfig:
 
     heads: number of attention heads per level (configurations call it `attention_head_dim`).
     attn1_frames: whose tokens are the keys of self-attention; see `blocks.kv_frames`.
+    temporal_conv: every ResNet ends with a convolution over neighbouring frames; see `blocks.TemporalConv`.
     norm_over_frames: ResNet GroupNorm statistics over all frames of the window (Tune-A-Video) or per frame.
     """
 
@@ -79,6 +80,7 @@ class UNetConfig:
     freq_shift: float
     norm_over_frames: bool
     attn1_frames: str
+    temporal_conv: bool
 
     @property
     def time_dim(self) -> int:
@@ -110,6 +112,7 @@ class UNetConfig:
             "upcast_attention": self.upcast_attention,
             "norm_over_frames": self.norm_over_frames,
             "attn1_frames": self.attn1_frames,
+            "temporal_conv": self.temporal_conv,
         }
 
     def as_dict(self) -> dict:
@@ -128,8 +131,9 @@ def read_config(config: dict) -> UNetConfig:
     """Check a configuration dictionary and return what it describes.
 
     config: keys of Tune-A-Video's UNet3DConditionModel or diffusers' UNet2DConditionModel (2D block names are
-        read as their inflated forms), plus ours: `norm_over_frames` (default true) and `attn1_frames`
-        (default "first-previous"). Missing keys take the Stable Diffusion 1.x defaults of those classes.
+        read as their inflated forms), plus ours: `norm_over_frames` (default true), `attn1_frames`
+        (default "first-previous") and `temporal_conv` (default false). Missing keys take the Stable Diffusion
+        1.x defaults of those classes.
 
     Raises: ValueError, one line, naming the first key that asks for something not implemented.
     """
@@ -199,6 +203,7 @@ def read_config(config: dict) -> UNetConfig:
         freq_shift=c.pop("freq_shift", 0),
         norm_over_frames=bool(c.pop("norm_over_frames", True)),
         attn1_frames=attn1,
+        temporal_conv=bool(c.pop("temporal_conv", False)),
     )
     for key, value in c.items():
         if value not in (None, False):

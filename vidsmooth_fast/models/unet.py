@@ -83,7 +83,10 @@ class VideoUNet(nn.Module):
         self.attn1_frames = config.attn1_frames
         self.norm_over_frames = config.norm_over_frames
         ch, n = config.channels, len(config.channels)
-        resnet = {"time_dim": config.time_dim, "groups": config.norm_groups, "eps": config.norm_eps}
+        resnet = {
+            "time_dim": config.time_dim, "groups": config.norm_groups, "eps": config.norm_eps,
+            "temporal": config.temporal_conv,
+        }  # fmt: skip
 
         def transformer(dim: int, heads: int) -> Transformer:
             return Transformer(
@@ -211,7 +214,7 @@ class VideoUNet(nn.Module):
             middle. adapter_residuals: a T2I-Adapter's, one per level.
         windows: temporal attention in overlapping windows over all F frames, merged by weight
             (`merge="attention"`). Norm statistics and the first key frame are then those of all F frames.
-        skip_temporal: leave the temporal attention layers out (2D training and inference). With F = 1 they are
+        skip_temporal: leave the temporal layers out (2D training and inference). With F = 1 they are
             kept but cheap: attention over one frame is to_out(to_v(x)).
 
         Returns (B, C_out, F, H, W), contiguous, in the network's dtype.

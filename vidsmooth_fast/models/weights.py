@@ -57,14 +57,14 @@ def _some(names: list[str]) -> str:
 
 def is_temporal(name: str) -> bool:
     """Whether a parameter belongs to the layers that inflation adds."""
-    return ".attn_temp." in name or ".norm_temp." in name
+    return ".attn_temp." in name or ".norm_temp." in name or ".conv_temp." in name
 
 
 def _fresh_temporal(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
-    """Initial value of an added parameter: as nn.Linear and nn.LayerNorm start, with `to_out` zero."""
+    """Initial value of an added parameter: as nn.Linear and nn.LayerNorm start; zero where a result is added."""
     if ".norm_temp." in name:
         return torch.full(like.shape, 1.0 if name.endswith("weight") else 0.0)
-    if ".to_out." in name:
+    if ".to_out." in name or ".conv_temp." in name:
         return torch.zeros(like.shape)
     bound = like.shape[1] ** -0.5
     return torch.empty(like.shape).uniform_(-bound, bound, generator=generator)

@@ -44,6 +44,7 @@ def unet_config(channels: tuple[int, ...] = CHANNELS, width: int = 128, groups: 
         "up_block_types": ["CrossAttnUpBlock3D", "CrossAttnUpBlock3D", "UpBlock3D"],
         "cross_attention_dim": width, "attention_head_dim": [max(c // 32, 1) for c in channels],
         "norm_num_groups": groups, "norm_over_frames": False, "attn1_frames": "first-previous",
+        "temporal_conv": True,
     }  # fmt: skip
 
 
@@ -155,7 +156,7 @@ def train_images(
 
 
 def train_clips(
-    out: Path, *, steps: int, minutes: float, seed: int = 0, clips: int = 500, frames: int = 16, tiny: bool = False,
+    out: Path, *, steps: int, minutes: float, seed: int = 0, clips: int = 1500, frames: int = 16, tiny: bool = False,
     lr: float = 6e-4, log=print,
 ) -> None:  # fmt: skip
     """Temporal layers at the full rate, everything else at a quarter of it, from clips of 8 and 16 frames.
