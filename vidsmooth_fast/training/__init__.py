@@ -1,0 +1,1 @@
+"""Tuning a model on one clip: objectives, data, the loop, average fusion."""
