@@ -150,6 +150,47 @@ void temporal_attention(int dtype, std::array<std::int64_t, 5> size, std::array<
     VIDSMOOTH_CALL(temporal_attention, a);
 }
 
+// first, key, bias: as in kernels.h.
+void sparse_causal_attention(int dtype, std::array<std::int64_t, 5> size, std::array<Address, 3> in,
+                             std::array<std::array<std::int64_t, 2>, 3> strides, Address out, float scale,
+                             const std::vector<std::int64_t>& first, const std::vector<std::int64_t>& key,
+                             const std::vector<float>& bias, int threads) {
+    SparseCausalAttentionArgs a;
+    a.dtype = static_cast<DType>(dtype);
+    a.batch = size[0], a.frames = size[1], a.pixels = size[2], a.heads = size[3], a.width = size[4];
+    for (int i = 0; i < 3; ++i) {
+        a.in[i] = pointer<const void>(in[i]);
+        std::copy(strides[i].begin(), strides[i].end(), a.stride[i]);
+    }
+    a.out = pointer(out);
+    a.scale = scale;
+    a.first = first.data();
+    a.key = key.data();
+    a.bias = bias.data();
+    a.threads = threads;
+    VIDSMOOTH_CALL(sparse_causal_attention, a);
+}
+
+// size: images, frames, pixels, channels, groups. statistics: where mean and 1 / deviation go, or 0.
+void group_norm_silu(int dtype, std::array<std::int64_t, 5> size, Address x,
+                     std::array<std::int64_t, 2> strides, Address weight, Address bias, Address out,
+                     std::array<Address, 2> statistics, float eps, bool silu, int threads) {
+    GroupNormSiluArgs a;
+    a.dtype = static_cast<DType>(dtype);
+    a.images = size[0], a.frames = size[1], a.pixels = size[2], a.channels = size[3], a.groups = size[4];
+    a.x = pointer<const void>(x);
+    std::copy(strides.begin(), strides.end(), a.stride);
+    a.weight = pointer<const float>(weight);
+    a.bias = pointer<const float>(bias);
+    a.out = pointer(out);
+    a.mean = pointer<float>(statistics[0]);
+    a.inverse = pointer<float>(statistics[1]);
+    a.eps = eps;
+    a.silu = silu;
+    a.threads = threads;
+    VIDSMOOTH_CALL(group_norm_silu, a);
+}
+
 }  // namespace
 }  // namespace vidsmooth
 
@@ -166,4 +207,6 @@ PYBIND11_MODULE(_C, m) {
     m.def("window_merge", &window_merge, no_gil);
     m.def("denoise_step", &denoise_step, no_gil);
     m.def("temporal_attention", &temporal_attention, no_gil);
+    m.def("sparse_causal_attention", &sparse_causal_attention, no_gil);
+    m.def("group_norm_silu", &group_norm_silu, no_gil);
 }

@@ -84,6 +84,34 @@ struct TemporalAttentionArgs {
     int threads;
 };
 
+struct GroupNormSiluArgs {
+    DType dtype;
+    // Statistics over channels / groups channels and all pixels of `frames` images.
+    int64_t images, frames, pixels, channels, groups;
+    const void* x;               // (images, pixels, channels)
+    int64_t stride[2];           // from image to image and from pixel to pixel
+    const float *weight, *bias;  // (channels); null means 1 and 0
+    void* out;                   // like x, contiguous
+    float *mean, *inverse;  // (images / frames, groups): mean and 1 / sqrt(variance + eps); null: not wanted
+    float eps;
+    bool silu;
+    int threads;
+};
+
+struct SparseCausalAttentionArgs {
+    DType dtype;
+    int64_t batch, frames, pixels, heads, width;  // width: d, columns of one head
+    const void* in[3];                            // q, k, v: (batch*frames, pixels, heads*width)
+    int64_t stride[3][2];                         // of each, from frame to frame and from pixel to pixel
+    void* out;                                    // likewise, contiguous
+    float scale;
+    // Frame f reads the frames key[n] for n in [first[f], first[f + 1]), each once; bias[n] is the logarithm
+    // of how often that frame counts.
+    const int64_t *first, *key;
+    const float* bias;
+    int threads;
+};
+
 }  // namespace vidsmooth
 
 #ifdef VIDSMOOTH_X86
@@ -110,4 +138,6 @@ VIDSMOOTH_DECLARE(inversion_blend, InversionBlendArgs)
 VIDSMOOTH_DECLARE(window_merge, WindowMergeArgs)
 VIDSMOOTH_DECLARE(denoise_step, DenoiseStepArgs)
 VIDSMOOTH_DECLARE(temporal_attention, TemporalAttentionArgs)
+VIDSMOOTH_DECLARE(sparse_causal_attention, SparseCausalAttentionArgs)
+VIDSMOOTH_DECLARE(group_norm_silu, GroupNormSiluArgs)
 }  // namespace vidsmooth

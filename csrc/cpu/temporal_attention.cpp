@@ -6,10 +6,9 @@
 // heads of one, all frames) into dense fp32 rows, and spreads the copying of the next unit and the writing of
 // the last one between the micro-kernels of the present one, so that memory and FMA units work at the same
 // time.
-#include <stdlib.h>
-
 #include "cpu/attention_tiles.h"
 #include "cpu/parallel.h"
+#include "cpu/scratch.h"
 
 namespace vidsmooth::VIDSMOOTH_ISA {
 namespace {
@@ -58,24 +57,6 @@ struct Unit {
     }
 };
 
-// Memory that a thread keeps: a fresh 300 KB costs 75 page faults, more than a small call takes.
-struct Scratch {
-    float* data = nullptr;
-    int64_t size = 0;
-    ~Scratch() { free(data); }
-
-    float* reserve(int64_t floats) {
-        if (floats > size) {
-            free(data);
-            void* p = nullptr;
-            if (posix_memalign(&p, 64, floats * sizeof(float)) != 0) abort();
-            __builtin_memset(p, 0, floats * sizeof(float));
-            data = static_cast<float*>(p);
-            size = floats;
-        }
-        return data;
-    }
-};
 thread_local Scratch scratch;
 
 // Copies the runs of two units, one coming and one going, a few at a time.
