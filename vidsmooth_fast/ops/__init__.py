@@ -2,6 +2,7 @@
 
 from ._dispatch import backend, report
 from .denoise_step import denoise_step
+from .group_norm_silu import group_norm_silu
 from .inversion_blend import inversion_blend
 from .noise_constraint import noise_constraint
 from .sparse_causal_attention import sparse_causal_attention
@@ -11,6 +12,7 @@ from .window_merge import window_merge
 __all__ = [
     "backend",
     "denoise_step",
+    "group_norm_silu",
     "inversion_blend",
     "noise_constraint",
     "report",

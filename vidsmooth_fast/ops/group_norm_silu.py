@@ -1,0 +1,143 @@
+"""Group normalisation over an image or over all frames of a window, and the SiLU that follows it, in one operator."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import _checks
+from ._dispatch import register
+
+
+def _tall(x: Tensor, frames: int) -> Tensor:
+    """The images of each video as one tall image, (B·F, C, H, W) -> (B, C, F·H, W): a view of channels_last x."""
+    images, channels, height, width = x.shape
+    rows = x.permute(0, 2, 3, 1).reshape(images // frames, frames * height, width, channels)
+    return rows.permute(0, 3, 1, 2)
+
+
+def _images(tall: Tensor, like: Tensor) -> Tensor:
+    """The inverse of :func:`_tall`, in the shape and dtype of `like`, channels_last."""
+    images, channels, height, width = like.shape
+    rows = tall.permute(0, 2, 3, 1).reshape(images, height, width, channels)
+    return rows.permute(0, 3, 1, 2).to(like.dtype, memory_format=torch.channels_last)
+
+
+def reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    groups: int,
+    frames: int = 1,
+    eps: float = 1e-5,
+    silu: bool = True,
+) -> Tensor:
+    """The equation in plain PyTorch; arguments as in :func:`group_norm_silu`."""
+    wide = _checks.wide(_tall(x, frames))
+    y = torch.group_norm(wide, groups, weight.to(wide.dtype), bias.to(wide.dtype), eps)
+    return _images(F.silu(y) if silu else y, x)
+
+
+def _fake(x, weight, bias, **_settings):
+    return torch.empty_like(x, memory_format=torch.channels_last)
+
+
+_op = register(
+    "group_norm_silu(Tensor x, Tensor weight, Tensor bias, *, int groups, int frames=1, float eps=1e-05, "
+    "bool silu=True) -> Tensor",
+    torch_backend=reference,
+    fake=_fake,
+)
+
+
+def _backward_reference(grad, x, weight, bias, *, groups, frames, eps, silu):
+    """Through PyTorch's own backward of both parts, with the normalised values computed again."""
+    tall = _checks.wide(_tall(x, frames))
+    w, b = weight.to(tall.dtype), bias.to(tall.dtype)
+    # aten's backward reads both as they lie: they must lie alike
+    tall = tall.contiguous(memory_format=torch.channels_last)
+    g = _tall(grad, frames).to(tall.dtype).contiguous(memory_format=torch.channels_last)
+    sizes = (tall.shape[0], tall.shape[1], tall.shape[2] * tall.shape[3], groups)
+    y, mean, rstd = torch.native_group_norm(tall, w, b, *sizes, eps)
+    if silu:
+        g = torch.ops.aten.silu_backward(g, y)
+    to_x, to_weight, to_bias = torch.ops.aten.native_group_norm_backward(
+        g, tall, mean, rstd, w, *sizes, [True, True, True]
+    )
+    return _images(to_x, x), to_weight.to(weight.dtype), to_bias.to(bias.dtype)
+
+
+def _backward_fake(grad, x, weight, bias, **_settings):
+    return (
+        torch.empty_like(x, memory_format=torch.channels_last),
+        weight.new_empty(weight.shape),
+        bias.new_empty(bias.shape),
+    )
+
+
+_backward_op = register(
+    "group_norm_silu_backward(Tensor grad, Tensor x, Tensor weight, Tensor bias, *, int groups, int frames, "
+    "float eps, bool silu) -> (Tensor, Tensor, Tensor)",
+    torch_backend=_backward_reference,
+    fake=_backward_fake,
+)
+
+
+def _setup_context(ctx, inputs, keyword_only_inputs, output):
+    ctx.save_for_backward(*inputs)
+    ctx.settings = {"frames": 1, "eps": 1e-5, "silu": True, **keyword_only_inputs}
+
+
+def _backward(ctx, grad):
+    return _backward_op(grad, *ctx.saved_tensors, **ctx.settings)
+
+
+torch.library.register_autograd("vidsmooth::group_norm_silu", _backward, setup_context=_setup_context)
+
+
+def group_norm_silu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    groups: int,
+    frames: int = 1,
+    eps: float = 1e-5,
+    silu: bool = True,
+) -> Tensor:
+    """Normalise each group of channels over `frames` consecutive images, scale, shift, and apply SiLU.
+
+    y = (x − μ_g) / √(σ²_g + eps) · weight_c + bias_c,  out = y / (1 + exp(−y)), or y itself without silu,
+
+    with μ_g and σ²_g the mean and (biased) variance over the group's channels, all pixels and `frames` images.
+
+    x: (B·F, C, H, W), any strides (fast in channels_last).
+    weight, bias: (C,), any floating dtype, on the device of x.
+    groups: number of groups, a divisor of C. frames: images that share statistics, a divisor of B·F; 1 is the
+        GroupNorm of images, F that of Tune-A-Video's ResNet blocks.
+    eps: added to the variance. silu: whether SiLU follows.
+    Returns a channels_last tensor like x; sums are kept in fp32. Differentiable in x, weight and bias.
+    Raises ValueError for empty or wrongly shaped input.
+    Source: Wu and He, "Group Normalization" (2018); over frames as in Tune-A-Video's `InflatedGroupNorm`. Design §5.
+    """
+    _checks.floating("x", x, "B*F, C, H, W")
+    channels = x.shape[1]
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if not isinstance(tensor, Tensor) or tensor.shape != (channels,) or not tensor.is_floating_point():
+            got = (
+                f"{tensor.dtype} of {tuple(tensor.shape)}"
+                if isinstance(tensor, Tensor)
+                else type(tensor).__name__
+            )
+            raise ValueError(f"{name}: expected a floating-point tensor of shape ({channels},), got {got}")
+        if tensor.device != x.device:
+            raise ValueError(f"{name}: expected the device of x, {x.device}, got {tensor.device}")
+    for name, value, whole, what in (
+        ("groups", groups, channels, "channels"),
+        ("frames", frames, len(x), "images"),
+    ):
+        if not isinstance(value, int | torch.SymInt) or value < 1 or whole % value:
+            raise ValueError(f"{name}: expected a positive divisor of the {whole} {what} of x, got {value}")
+    return _op(x, weight, bias, groups=groups, frames=frames, eps=eps, silu=silu)
