@@ -48,7 +48,8 @@ class Pass:
     """What every block needs to know about one forward pass.
 
     frames: F. time: one row per timestep, or one, per ResNet: (1 or B, C). text: (key, value) per cross-attention,
-    each (rows, L, C). The remaining fields select variants, as documented in `VideoUNet.forward`.
+    each (rows, L, C). recompute: keep no intermediate results for the gradients. The remaining fields select variants,
+    as documented in `VideoUNet.forward`.
     """
 
     frames: int
@@ -58,6 +59,7 @@ class Pass:
     attn1_frames: str = "first-previous"
     windows: AttentionWindows | None = None
     skip_temporal: bool = False
+    recompute: bool = False
     _kv_frames: dict = field(default_factory=dict)
 
     def kv_frames(self) -> Tensor:

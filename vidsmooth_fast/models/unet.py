@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .blocks import (
     AttentionWindows,
@@ -66,15 +67,25 @@ class Level(nn.Module):
         return hasattr(self, "attentions")
 
     def layer(self, i: int, x: Tensor, ctx: Pass) -> Tensor:
+        """ResNet i, then its transformer. Where the pass says so, both are computed again for their gradients.
+
+        Not the reentrant kind of checkpoint: that gives trained parameters no gradient where x itself needs none.
+        """
+        if ctx.recompute:
+            return checkpoint(self._layer, i, x, ctx, use_reentrant=False, preserve_rng_state=False)
+        return self._layer(i, x, ctx)
+
+    def _layer(self, i: int, x: Tensor, ctx: Pass) -> Tensor:
         x = self.resnets[i](x, ctx)
-        return self.attentions[i](x, ctx) if self.has_attention else x
+        return self.attentions[i](x, ctx) if self.has_attention and i < len(self.attentions) else x
 
 
 class VideoUNet(nn.Module):
     """Predicts the noise (or v, or x0) of every frame of a window.
 
     Build with `VideoUNet.from_config(dict)`. `attn1_frames` and `norm_over_frames` may be changed afterwards:
-    they select behaviour, not weights.
+    they select behaviour, not weights. So may `gradient_checkpointing` (False at first): keep only the input of each
+    layer for the gradients, and compute the rest again.
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -82,6 +93,7 @@ class VideoUNet(nn.Module):
         self._config = config
         self.attn1_frames = config.attn1_frames
         self.norm_over_frames = config.norm_over_frames
+        self.gradient_checkpointing = False
         ch, n = config.channels, len(config.channels)
         resnet = {
             "time_dim": config.time_dim, "groups": config.norm_groups, "eps": config.norm_eps,
@@ -245,6 +257,7 @@ class VideoUNet(nn.Module):
             self.attn1_frames,
             windows,
             skip_temporal,
+            recompute=self.gradient_checkpointing and torch.is_grad_enabled(),
         )
 
         x = sample.to(self.dtype).transpose(1, 2).reshape(b * frames, -1, height, width)
@@ -265,9 +278,8 @@ class VideoUNet(nn.Module):
                 raise ValueError(f"down_residuals: expected {len(skips)}, got {len(down_residuals)}")
             skips = [s + r for s, r in zip(skips, down_residuals, strict=True)]
 
-        x = self.mid_block.resnets[0](x, ctx)
-        x = self.mid_block.attentions[0](x, ctx)
-        x = self.mid_block.resnets[1](x, ctx)
+        x = self.mid_block.layer(0, x, ctx)
+        x = self.mid_block.layer(1, x, ctx)
         if mid_residual is not None:
             x = x + mid_residual
 
