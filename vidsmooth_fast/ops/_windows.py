@@ -39,6 +39,16 @@ def coverage(starts: tuple[int, ...], length: int, frames: int) -> Coverage:
     return Coverage(first, window.contiguous(), position.contiguous())
 
 
+@functools.lru_cache(maxsize=1024)  # a few kB each; a captured graph keeps reading them
+def coverage_on(
+    device: torch.device, starts: tuple[int, ...], length: int, frames: int
+) -> tuple[Coverage, int]:
+    """:func:`coverage` in int32 on a device, copied there once, and the most windows that any frame is in."""
+    table = coverage(starts, length, frames)
+    most = int(table.first.diff().max())
+    return Coverage(*(t.to(device=device, dtype=torch.int32) for t in table)), most
+
+
 def check(starts: Sequence[int] | Tensor, count: int) -> list[int]:
     """The starts as a list of `count` ints. Raises ValueError for anything else."""
     if isinstance(starts, Tensor):

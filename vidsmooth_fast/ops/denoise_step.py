@@ -141,6 +141,7 @@ def denoise_step(
     noise: Tensor | None = None,
     noise_scale: float = 0.0,
     loop: bool = False,
+    backend: str | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Take one affine sampling step on merged, guided, smoothed predictions.
 
@@ -157,6 +158,8 @@ def denoise_step(
     branch_weights: G factors that sum to 1; (1 − s, s) is text guidance of scale s.
     to_eps: from the network's prediction to noise; (0, 1) when it predicts noise.
     to_clean: coefficients of the second result, or None for none.
+    backend: names of the backends that may be used, best first, e.g. "triton" or "cuda,torch"; None leaves the choice
+        to the dispatch (`ops.backend`, `VIDSMOOTH_BACKEND`).
     Sums are kept in fp32. For inference only: there is no gradient.
     Returns (out, clean), contiguous fp32 of shape (B, C, F, H, W); clean is None without to_clean.
     Raises ValueError for empty, mixed or wrongly shaped input, or when a frame is in no window.
@@ -204,5 +207,6 @@ def denoise_step(
         strength=strength,
         noise_scale=noise_scale,
         loop=loop,
+        backend=backend,
     )
     return out, None if to_clean is None else clean

@@ -82,6 +82,7 @@ _backward_op = register(
     "float eps, bool silu) -> (Tensor, Tensor, Tensor)",
     torch_backend=_backward_reference,
     fake=_backward_fake,
+    gradient=True,
 )
 
 
@@ -106,6 +107,7 @@ def group_norm_silu(
     frames: int = 1,
     eps: float = 1e-5,
     silu: bool = True,
+    backend: str | None = None,
 ) -> Tensor:
     """Normalise each group of channels over `frames` consecutive images, scale, shift, and apply SiLU.
 
@@ -118,6 +120,8 @@ def group_norm_silu(
     groups: number of groups, a divisor of C. frames: images that share statistics, a divisor of B·F; 1 is the
         GroupNorm of images, F that of Tune-A-Video's ResNet blocks.
     eps: added to the variance. silu: whether SiLU follows.
+    backend: names of the backends that may be used, best first, e.g. "triton" or "cuda,torch"; None leaves the choice
+        to the dispatch (`ops.backend`, `VIDSMOOTH_BACKEND`).
     Returns a channels_last tensor like x; sums are kept in fp32. Differentiable in x, weight and bias.
     Raises ValueError for empty or wrongly shaped input.
     Source: Wu and He, "Group Normalization" (2018); over frames as in Tune-A-Video's `InflatedGroupNorm`. Design §5.
@@ -140,4 +144,4 @@ def group_norm_silu(
     ):
         if not isinstance(value, int | torch.SymInt) or value < 1 or whole % value:
             raise ValueError(f"{name}: expected a positive divisor of the {whole} {what} of x, got {value}")
-    return _op(x, weight, bias, groups=groups, frames=frames, eps=eps, silu=silu)
+    return _op(x, weight, bias, groups=groups, frames=frames, eps=eps, silu=silu, backend=backend)

@@ -109,6 +109,7 @@ def inversion_blend(
     forward: float = 0.5,
     backward: float = 0.5,
     loop: bool = False,
+    backend: str | None = None,
 ) -> Tensor:
     """Mix each frame's inverted noise with the noise that its neighbours imply.
 
@@ -120,6 +121,8 @@ def inversion_blend(
     inverted: ε̃, noise found by inversion, (B, C, F, H, W), any strides.
     noise: ε, random noise whose differences over frames relate the frames, like inverted.
     weight: w in [0, 1]. forward, backward: f and b, shares of the earlier and the later neighbour.
+    backend: names of the backends that may be used, best first, e.g. "triton" or "cuda,torch"; None leaves the choice
+        to the dispatch (`ops.backend`, `VIDSMOOTH_BACKEND`).
     Returns a contiguous tensor like inverted; differentiable in both tensors.
     Raises ValueError for empty, mixed or wrongly shaped input.
     Source: derived from the text of [004] (its typeset equations are missing): frames at one step satisfy
@@ -127,4 +130,4 @@ def inversion_blend(
     """
     _checks.floating("inverted", inverted, "B, C, F, H, W")
     _checks.like("noise", noise, "inverted", inverted)
-    return _op(inverted, noise, weight=weight, forward=forward, backward=backward, loop=loop)
+    return _op(inverted, noise, weight=weight, forward=forward, backward=backward, loop=loop, backend=backend)

@@ -104,6 +104,7 @@ def noise_constraint(
     strength: float,
     reference: Tensor | None = None,
     loop: bool = False,
+    backend: str | None = None,
 ) -> Tensor:
     """Reduce the second difference over frames of a noise prediction, or make it follow a reference.
 
@@ -117,6 +118,8 @@ def noise_constraint(
     c_over_lambda: factor on the differences of x; 1/√(1−ᾱ_t) acts on the predicted clean latents (design §4).
     strength: λ₃; 0 leaves eps as it is.
     reference: r, like eps: the result's differences are pulled towards c·Δx − Δr.
+    backend: names of the backends that may be used, best first, e.g. "triton" or "cuda,torch"; None leaves the choice
+        to the dispatch (`ops.backend`, `VIDSMOOTH_BACKEND`).
     Returns a contiguous tensor like eps; differentiable in eps, x and reference.
     Raises ValueError for empty, mixed or wrongly shaped input.
     Source: "NC" of [003], equations 3 and 5.
@@ -125,4 +128,4 @@ def noise_constraint(
     _checks.like("x", x, "eps", eps)
     if reference is not None:
         _checks.like("reference", reference, "eps", eps)
-    return _op(eps, x, reference, c_over_lambda=c_over_lambda, strength=strength, loop=loop)
+    return _op(eps, x, reference, c_over_lambda=c_over_lambda, strength=strength, loop=loop, backend=backend)

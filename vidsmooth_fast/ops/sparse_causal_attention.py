@@ -104,6 +104,7 @@ def sparse_causal_attention(
     heads: int,
     kv_frames: Tensor | Sequence[Sequence[int]],
     scale: float | None = None,
+    backend: str | None = None,
 ) -> Tensor:
     """Let the tokens of frame f attend to the tokens of the frames kv_frames[f].
 
@@ -114,6 +115,8 @@ def sparse_causal_attention(
     kv_frames: (F, R) frame indices in [0, F), nested lists or an int64 tensor (on the CPU: its values are read).
         (first, previous) is Tune-A-Video, (first) is Text2Video-Zero, all frames is full spatio-temporal attention.
         A frame listed twice beside others that are not weighs twice, as if its keys were concatenated twice.
+    backend: names of the backends that may be used, best first, e.g. "triton" or "cuda,torch"; None leaves the choice
+        to the dispatch (`ops.backend`, `VIDSMOOTH_BACKEND`).
     Returns a contiguous (B·F, P, h·d) in the dtype of q. Where gradients are wanted, PyTorch differentiates the
     gathered form itself: its fused backward needs no second forward.
     Raises ValueError for empty, mixed or wrongly shaped input, or a frame index out of range.
@@ -137,4 +140,4 @@ def sparse_causal_attention(
             raise ValueError(f"kv_frames: expected indices in [0, {frames}), got {got}")
     if torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v)):
         return reference(q, k, v, kv_frames, frames=frames, heads=heads, scale=scale)
-    return _op(q, k, v, kv_frames, frames=frames, heads=heads, scale=scale)
+    return _op(q, k, v, kv_frames, frames=frames, heads=heads, scale=scale, backend=backend)

@@ -103,11 +103,6 @@ _op = register(
 )
 
 
-def _setup_context(ctx, inputs, keyword_only_inputs, output):
-    ctx.save_for_backward(*inputs[:3], inputs[3] if len(inputs) > 3 else None)
-    ctx.settings = keyword_only_inputs
-
-
 def _attention_gradients(q, k, v, grad, scale):
     """Of softmax(q kᵀ · scale) v, with the probabilities computed again."""
     p = _probabilities(q, k, scale)
@@ -116,10 +111,7 @@ def _attention_gradients(q, k, v, grad, scale):
     return ds @ k, ds.mT @ q, p.mT @ grad
 
 
-def _backward(ctx, grad):
-    q, k, v, weights = ctx.saved_tensors
-    frames, heads = ctx.settings["frames"], ctx.settings["heads"]
-    scale, starts = ctx.settings.get("scale"), ctx.settings.get("starts")
+def _backward_reference(grad, q, k, v, weights=None, *, frames, heads, scale=None, starts=None):
     wide = [_split(t, frames, heads) for t in (q, k, v, grad)]
     if weights is None:
         gradients = _attention_gradients(*wide, scale)
@@ -129,7 +121,29 @@ def _backward(ctx, grad):
             *qkv, g = (t[..., index, :] for t in wide)
             parts = _attention_gradients(*qkv, share[:, None].to(g.dtype) * g, scale)
             gradients = [total.index_add(-2, index, t) for total, t in zip(gradients, parts, strict=True)]
-    return *(_join(t, q.dtype) for t in gradients), None
+    return tuple(_join(t, q.dtype) for t in gradients)
+
+
+def _backward_fake(grad, q, k, v, weights=None, **_settings):
+    return q.new_empty(q.shape), q.new_empty(q.shape), q.new_empty(q.shape)
+
+
+_backward_op = register(
+    "temporal_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor? weights=None, *, int frames, "
+    "int heads, float? scale=None, int[]? starts=None) -> (Tensor, Tensor, Tensor)",
+    torch_backend=_backward_reference,
+    fake=_backward_fake,
+    gradient=True,
+)
+
+
+def _setup_context(ctx, inputs, keyword_only_inputs, output):
+    ctx.save_for_backward(*inputs[:3], inputs[3] if len(inputs) > 3 else None)
+    ctx.settings = keyword_only_inputs
+
+
+def _backward(ctx, grad):
+    return *_backward_op(grad, *ctx.saved_tensors, **ctx.settings), None
 
 
 torch.library.register_autograd("vidsmooth::temporal_attention", _backward, setup_context=_setup_context)
@@ -145,6 +159,7 @@ def temporal_attention(
     scale: float | None = None,
     starts: Sequence[int] | Tensor | None = None,
     weights: Tensor | None = None,
+    backend: str | None = None,
 ) -> Tensor:
     """Let every pixel attend, in each head, to itself in all frames of its video.
 
@@ -158,6 +173,8 @@ def temporal_attention(
     frames: F. heads: h. scale: factor on the scores, 1/√d when None.
     starts: first frame of each window, taken modulo F, so that windows may run over the end of a loop.
     weights: ω, (K,), K <= F, on the device of q. Constant: it gets no gradient.
+    backend: names of the backends that may be used, best first, e.g. "triton" or "cuda,torch"; None leaves the choice
+        to the dispatch (`ops.backend`, `VIDSMOOTH_BACKEND`).
     Returns a contiguous (B·F, P, h·d) in the dtype of q; sums are kept in fp32. Differentiable in q, k and v.
     Raises ValueError for empty, mixed or wrongly shaped input, or a frame that no window covers.
     Source: Tune-A-Video's `attn_temp`; the windows are FreeNoise's. Design §§3, 4.
@@ -175,4 +192,4 @@ def temporal_attention(
                 f"weights: expected at most {frames}, one per frame of a window, got {len(weights)}"
             )
         coverage(tuple(starts), len(weights), frames)
-    return _op(q, k, v, weights, frames=frames, heads=heads, scale=scale, starts=starts)
+    return _op(q, k, v, weights, frames=frames, heads=heads, scale=scale, starts=starts, backend=backend)

@@ -70,7 +70,14 @@ def _backward(ctx, grad):
 torch.library.register_autograd("vidsmooth::window_merge", _backward, setup_context=_setup_context)
 
 
-def window_merge(windows: Tensor, starts: Sequence[int] | Tensor, weights: Tensor, *, frames: int) -> Tensor:
+def window_merge(
+    windows: Tensor,
+    starts: Sequence[int] | Tensor,
+    weights: Tensor,
+    *,
+    frames: int,
+    backend: str | None = None,
+) -> Tensor:
     """Merge overlapping windows into one video by weighted averaging.
 
     out_f = Σ_i ω_i v_i / Σ_i ω_i over the windows i that contain frame f
@@ -80,6 +87,8 @@ def window_merge(windows: Tensor, starts: Sequence[int] | Tensor, weights: Tenso
     weights: ω = W², (K,) or a shape that broadcasts to (C, K, H, W), floating point; not all zero at any frame
         (that gives NaN, as 0/0 does).
     frames: F, the length of the video.
+    backend: names of the backends that may be used, best first, e.g. "triton" or "cuda,torch"; None leaves the choice
+        to the dispatch (`ops.backend`, `VIDSMOOTH_BACKEND`).
     Returns (B, C, F, H, W), contiguous, in the dtype of the windows; differentiable in the windows.
     Raises ValueError for empty or wrongly shaped input, or when a frame is in no window.
     Source: [000] equation 19, the closed solution of its least-squares problem.
@@ -93,4 +102,4 @@ def window_merge(windows: Tensor, starts: Sequence[int] | Tensor, weights: Tenso
         )
     if frames < 1:
         raise ValueError(f"frames: expected at least 1, got {frames}")
-    return _op(windows, weights, starts, frames=frames)
+    return _op(windows, weights, starts, frames=frames, backend=backend)
