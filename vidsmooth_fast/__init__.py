@@ -16,6 +16,8 @@ _WHERE = {
     "invert": "sampling.inversion",
     "NoiseConstraint": "sampling.smoothing",
     "InversionBlend": "sampling.smoothing",
+    "evaluate": "metrics.evaluate",
+    "Report": "metrics.report",
     "Video": "video",
 }
 _MODULES = ("ops", "models")

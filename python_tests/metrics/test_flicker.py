@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from vidsmooth_fast.metrics.flicker import compensated_flicker, jitter, temporal_flicker
+from vidsmooth_fast.metrics.flicker import compensated_flicker, temporal_flicker
+from vidsmooth_fast.metrics.jitter import jitter
 
 ALL = (temporal_flicker, jitter, compensated_flicker)
 
@@ -109,9 +110,9 @@ def test_memory_does_not_grow_with_length():
 def test_bad_input():
     one = np.zeros((20, 20, 3), np.uint8)
     for measure in ALL:
-        with pytest.raises(ValueError, match="at least 2 frames, got 1"):
+        with pytest.raises(ValueError, match="at least [23] frames, got 1"):
             measure([one])
-        with pytest.raises(ValueError, match="at least 2 frames, got 0"):
+        with pytest.raises(ValueError, match="at least [23] frames, got 0"):
             measure([])
         with pytest.raises(ValueError, match=r"all have shape \(20, 20, 3\), frame 1 has \(10, 20, 3\)"):
             measure([one, one[:10]])

@@ -1,0 +1,103 @@
+"""VL score: neighbouring frames compared in an autoencoder's latents, after the best small shift."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vidsmooth_fast.metrics.base import Metric, Pair
+
+TOGETHER = 16
+"""Pairs scored in one batch."""
+TINY = 1e-30
+
+
+class VLScore(Metric):
+    """100 times the mean over neighbouring frames of the best cosine between one frame's central crop of latents and
+    the equally large crops of the frame before.
+
+    With latents of h x w elements there are (k + 1) x (k + 1) shifts, k = 2 round(4 min(h, w) / 64), at least 2: 8 for
+    the 64 x 64 latents of the paper. A zoom is not undone.
+    """
+
+    name = "vl_score"
+    title = "video latent score"
+    low, high = -100.0, 100.0
+    better = "higher"
+    unit = "cosine, hundredths"
+    source = "[003] eq. 6"
+    cost = "one encoding a frame; the embedded autoencoder: 25 ms at 128 x 128 on one core; shifts: 0.1 ms a pair"
+    needs = ("autoencoder",)
+    least = 2
+
+    def __init__(self, setting) -> None:
+        super().__init__(setting)
+        self._waiting: list[tuple[int, np.ndarray, np.ndarray]] = []
+
+    def pair(self, pair: Pair) -> None:
+        self._waiting.append((pair.after.number, pair.before.latents, pair.after.latents))
+        if len(self._waiting) == TOGETHER:
+            self._score()
+
+    def result(self) -> float:
+        if self._waiting:
+            self._score()
+        return super().result()
+
+    def _score(self) -> None:
+        numbers, before, after = zip(*self._waiting, strict=True)
+        found = vl_scores(torch.from_numpy(np.stack(before)), torch.from_numpy(np.stack(after)))
+        self.series.update(zip(numbers, found.tolist(), strict=True))
+        self._waiting.clear()
+
+    @classmethod
+    def objection(cls, setting, frames, size) -> str | None:
+        if setting.autoencoder is not None and size is not None:
+            height, width = (side // setting.autoencoder.downsampling for side in size)
+            if min(height, width) < 4:
+                return f"needs latents of at least 4x4, got {height}x{width}"
+        return super().objection(setting, frames, size)
+
+
+def shifts(height: int, width: int) -> int:
+    """k for latents of this size."""
+    return max(2, 2 * math.floor(4 * min(height, width) / 64 + 0.5))
+
+
+def vl_scores(before: Tensor, after: Tensor, k: int | None = None) -> Tensor:
+    """100 max_(i,j in 0..k) cos(centre crop of after, crop of before at (i, j)), crops of (h - k, w - k).
+
+    before, after: (N, C, h, w), floating. k: even, at least 2; by default that of the size. Returns (N,) float64.
+
+    The inner products of all shifts are one correlation, taken by FFT in float32 (no wrap-around: the crop is k
+    smaller); the norms are box sums from an integral image in float64. They choose the shift; its inner product is
+    then summed in float64, so that rounding only decides between shifts that are equal to a millionth.
+    """
+    height, width = before.shape[-2:]
+    k = shifts(height, width) if k is None else k
+    h, w = height - k, width - k
+    if before.shape != after.shape or before.dim() != 4 or k < 2 or k % 2 or min(h, w) < 1:
+        raise ValueError(
+            f"before, after: expected equal shapes (N, C, h, w) with h, w > k = {k} (even, >= 2), "
+            f"got {tuple(before.shape)} and {tuple(after.shape)}"
+        )
+    crop = after[..., k // 2 : k // 2 + h, k // 2 : k // 2 + w]
+    spectrum = torch.fft.rfft2(before.float()) * torch.fft.rfft2(crop.float(), s=(height, width)).conj()
+    inner = torch.fft.irfft2(spectrum.sum(1), s=(height, width))[:, : k + 1, : k + 1]
+    energy = box_sums(before.float().square().sum(1).double(), h, w)
+    best = (inner / energy.clamp_min(TINY).sqrt()).flatten(1).argmax(1)
+    corners = [divmod(b, k + 1) for b in best.tolist()]
+    windows = torch.stack([x[:, i : i + h, j : j + w] for x, (i, j) in zip(before, corners, strict=True)])
+    inner = (crop.float() * windows.float()).sum((1, 2, 3), dtype=torch.float64)
+    own = crop.float().square().sum((1, 2, 3), dtype=torch.float64)
+    return 100 * inner / (own * energy.flatten(1).gather(1, best[:, None])[:, 0]).clamp_min(TINY).sqrt()
+
+
+def box_sums(x: Tensor, h: int, w: int) -> Tensor:
+    """Sums of x (N, H, W) over every h x w box: (N, H - h + 1, W - w + 1)."""
+    s = F.pad(x.cumsum(1).cumsum(2), (1, 0, 1, 0))
+    return s[:, h:, w:] - s[:, :-h, w:] - s[:, h:, :-w] + s[:, :-h, :-w]
