@@ -147,7 +147,7 @@ def package(out: Path, target: Path, *, seed: int = 0, tiny: bool = False) -> st
 
     Raises ValueError when nothing was trained in `out` or the weights exceed LIMIT.
     """
-        tokenizer = build_tokenizer(seed=seed)
+    tokenizer = build_tokenizer(seed=seed)
     model = build(tokenizer, tiny=tiny)
     step = load_average(model, out / "clip.pt")
     with quiet_transformers():
@@ -183,7 +183,9 @@ def check(folder: Path, *, scenes: int = 300, seed: int = 0) -> dict:
             w: [scene.edit(**{w: v}) for v in known if v != getattr(scene, w)] for w, known in WORDS.items()
         }
         seen = judge.images([picture])[0]
-        score = {s: float(seen @ text(caption(s))) for s in (scene, *(s for some in wrong.values() for s in some))}
+        score = {
+            s: float(seen @ text(caption(s))) for s in (scene, *(s for some in wrong.values() for s in some))
+        }
         best = {w: max(score[s] for s in some) for w, some in wrong.items()}
         for word in WORDS:
             right[word].append(score[scene] > best[word])
