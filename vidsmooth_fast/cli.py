@@ -208,6 +208,73 @@ def invert(
 
 @app.command()
 @one_line_errors
+def evaluate(
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Videos, folders, globs, or a LOVEU-TGVE style table (.csv) of clips and edit prompts."
+        ),
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="What the videos should show.")] = None,
+    source: Annotated[
+        Path | None, typer.Option(help="The clip that was edited, or a folder with one of each video's name.")
+    ] = None,
+    videos: Annotated[Path | None, typer.Option(help="Where the edited videos of a table are.")] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option("--metric", "-m", help="Only this one; may be repeated. See --list.")
+    ] = None,
+    window: Annotated[int | None, typer.Option(help="As sampled; by default what the file says.")] = None,
+    stride: Annotated[int | None, typer.Option(help="As sampled; by default what the file says.")] = None,
+    loop: Annotated[bool | None, typer.Option(help="As sampled; by default what the file says.")] = None,
+    clip: Annotated[
+        str, typer.Option(help="A transformers CLIP: embedded name, directory or Hub id.")
+    ] = "sprite-world-clip",
+    autoencoder: Annotated[
+        str, typer.Option(help="Of the VL score: embedded name, directory or Hub id.")
+    ] = "sprite-world",
+    flow: Annotated[
+        str, typer.Option(help="dis, raft, or auto: raft where its weights are at hand.")
+    ] = "auto",
+    json: Annotated[Path | None, typer.Option(help="Write everything here, per frame too.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write one row per video here.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with the videos and plots here.")] = None,
+    device: Device = "auto",
+    show_list: Annotated[bool, typer.Option("--list", help="List the metrics and stop.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Judge videos: text agreement, consistency, flicker, warping error, seams; see docs/metrics.md."""
+    from vidsmooth_fast.metrics.registry import listing
+
+    if show_list:
+        typer.echo(listing())
+        return
+    from vidsmooth_fast.metrics.command import evaluate_files
+
+    table, failures = evaluate_files(
+        inputs or [],
+        prompt=prompt,
+        source=source,
+        videos=videos,
+        outputs={"json": json, "csv": csv, "html": html},
+        metrics=metric,
+        window=window,
+        stride=stride,
+        loop=loop,
+        clip=clip,
+        autoencoder=autoencoder,
+        flow=flow,
+        device=device,
+        progress=not quiet,
+    )
+    typer.echo(table)
+    for name, reason in failures:
+        print(f"vidsmooth-fast: {name}: {reason}", file=sys.stderr)
+    if failures:
+        sys.exit(1)
+
+
+@app.command()
+@one_line_errors
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for demo.mp4 and demo.png.")] = Path(
         "out"
