@@ -55,6 +55,66 @@ def test_text_and_time_computed_once_change_nothing(unet, inputs):
     close(unet(x, 10, text.repeat_interleave(5, 0)), plain)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"norm_over_frames": False, "temporal_conv": True, "use_linear_projection": True},
+        {  # text enters at the second level only
+            "down_block_types": ["DownBlock3D", "CrossAttnDownBlock3D"],
+            "up_block_types": ["CrossAttnUpBlock3D", "UpBlock3D"],
+        },
+    ],
+    ids=["plain", "2D", "late text"],
+)
+@torch.inference_mode()
+def test_branches_share_what_comes_before_the_text_and_change_nothing(inputs, changes):
+    torch.manual_seed(0)
+    unet = VideoUNet.from_config(tiny_unet_config(**changes)).eval()
+    for parameter in unet.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    x, _ = inputs
+    text = torch.randn(3 * 2, 7, 16)  # two branches of each video, next to each other
+    twice = x.repeat_interleave(2, 0)
+    close(unet(x, 10, text, branches=2), unet(twice, 10, text), 1e-4)
+    times = torch.tensor([10, 300, 700])
+    close(unet(x, times, text, branches=2), unet(twice, times.repeat_interleave(2), text), 1e-4)
+    per_frame = torch.randn(3 * 2 * 5, 7, 16)
+    close(unet(x, 10, per_frame, branches=2), unet(twice, 10, per_frame), 1e-4)
+    # residuals for every branch, or for all of them
+    down, middle = residuals_of(unet, x)
+
+    def extra(times):
+        down_, middle_ = (
+            [r.unflatten(0, (3, 5)).repeat_interleave(times, 0).flatten(0, 1) for r in some]
+            for some in (down, [middle])
+        )
+        return {"down_residuals": tuple(down_), "mid_residual": middle_[0]}
+
+    expected = unet(twice, 10, text, **extra(2))
+    for times in (1, 2):
+        close(unet(x, 10, text, branches=2, **extra(times)), expected, 1e-4)
+    with pytest.raises(ValueError, match=r"text: expected 1, 6 or 30 rows, got 3"):
+        unet(x, 10, text[:3], branches=2)
+
+
+def residuals_of(unet: VideoUNet, x: torch.Tensor):
+    """Random residuals of the shapes that a ControlNet gives for x: (down, middle)."""
+    g, shapes = torch.Generator().manual_seed(2), []
+    down = [unet.conv_in]
+    for level in unet.down_blocks:
+        down += [*level.resnets, *getattr(level, "downsamplers", ())]
+    hooks = [
+        module.register_forward_hook(lambda _module, _inputs, out: shapes.append(out.shape))
+        for module in (*down, unet.mid_block.resnets[1])
+    ]
+    unet(x, 10, torch.randn(3, 7, 16))
+    for hook in hooks:
+        hook.remove()
+    made = [torch.randn(shape, generator=g) for shape in shapes]
+    return made[:-1], made[-1]
+
+
 @torch.inference_mode()
 def test_fractional_timesteps(unet, inputs):
     x, text = inputs

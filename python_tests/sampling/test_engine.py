@@ -53,8 +53,8 @@ class Wobble:
     def prepare_text(self, text):
         return _Rows(text)
 
-    def predict(self, latents, timestep, text, controls=None, frame_offsets=None):
-        x = latents.float()
+    def predict(self, latents, timestep, text, controls=None, frame_offsets=None, branches=1):
+        x = latents.float().repeat_interleave(branches, 0)
         near = 0.5 * x + 0.25 * (x.roll(1, 2) + x.roll(-1, 2))
         eps = torch.tanh(near + 0.1 * text.value.mean((1, 2))[:, None, None, None, None]) * (
             0.5 + timestep / 1000
@@ -212,8 +212,8 @@ def test_overflow_in_half_precision_is_stepped_again_in_float32():
 
 def test_not_finite_in_float32_either_is_an_error():
     class Broken(Wobble):
-        def predict(self, latents, *args, **kwargs):
-            return latents * float("nan")
+        def predict(self, latents, *args, branches=1, **kwargs):
+            return latents.repeat_interleave(branches, 0) * float("nan")
 
         def in_float32(self):
             return self
@@ -244,12 +244,12 @@ def test_smoothing_with_a_source_keeps_the_sources_motion():
     class Oracle(Wobble):
         """Always predicts the source as the clean video."""
 
-        def predict(self, latents, timestep, text, controls=None, frame_offsets=None):
+        def predict(self, latents, timestep, text, controls=None, frame_offsets=None, branches=1):
             level = {step.timestep: (step.alpha, step.sigma) for step in schedule_of(6).steps}
             alpha, sigma = level[timestep]
             frames = (frame_offsets[:, None] + torch.arange(latents.shape[2])) % 11
             clean = torch.stack([source[0][:, index] for index in frames])
-            return (latents - alpha * clean) / sigma
+            return ((latents - alpha * clean) / sigma).repeat_interleave(branches, 0)
 
     kept = run(Oracle(), smooth=NoiseConstraint(0.25, "source"), source=source)
     flattened = run(Oracle(), smooth=NoiseConstraint(0.25, "clean"))

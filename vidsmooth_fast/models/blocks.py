@@ -47,12 +47,13 @@ class AttentionWindows:
 class Pass:
     """What every block needs to know about one forward pass.
 
-    frames: F. time: one row per timestep, or one, per ResNet: (1 or B, C). text: (key, value) per cross-attention,
-    each (rows, L, C). recompute: keep no intermediate results for the gradients. The remaining fields select variants,
-    as documented in `VideoUNet.forward`.
+    frames: F. images: B*G*F, how many there are after the guidance branches have parted. time: one row per timestep,
+    or one, per ResNet: (1 or B, C). text: (key, value) per cross-attention, each (rows, L, C). recompute: keep no
+    intermediate results for the gradients. The remaining fields select variants, as documented in `VideoUNet.forward`.
     """
 
     frames: int
+    images: int = 0
     time: tuple[Tensor, ...] = ()
     text: tuple[tuple[Tensor, Tensor], ...] = ()
     norm_over_frames: bool = True
@@ -61,6 +62,15 @@ class Pass:
     skip_temporal: bool = False
     recompute: bool = False
     _kv_frames: dict = field(default_factory=dict)
+
+    def part(self, x: Tensor) -> Tensor:
+        """Features (B*F, ...) that all guidance branches share, once for each: (B*G*F, ...). Others as they are."""
+        if x.shape[0] >= self.images:
+            return x
+        y = x.permute(0, 2, 3, 1) if x.dim() == 4 else x  # keeps channels_last
+        videos = y.unflatten(0, (-1, 1, self.frames))
+        y = videos.expand(-1, self.images // x.shape[0], *videos.shape[2:]).flatten(0, 2)
+        return y.permute(0, 3, 1, 2) if x.dim() == 4 else y
 
     def kv_frames(self) -> Tensor:
         loop = self.windows is not None and self.windows.loop
@@ -263,7 +273,7 @@ class TransformerBlock(nn.Module):
         self.attn_temp, self.norm_temp = TemporalAttention(dim, heads), nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, ctx: Pass) -> Tensor:
-        x = self.attn1(self.norm1(x), ctx) + x
+        x = ctx.part(self.attn1(self.norm1(x), ctx) + x)  # from here on the text makes a difference
         x = self.attn2(self.norm2(x), ctx) + x
         x = self.ff(self.norm3(x)) + x
         if not ctx.skip_temporal:
@@ -295,8 +305,8 @@ class Transformer(nn.Module):
         y = self._project(self.proj_in, y)
         for block in self.transformer_blocks:
             y = block(y, ctx)
-        y = self._project(self.proj_out, y) + tokens
-        return y.view(n, h, w, c).permute(0, 3, 1, 2)
+        y = self._project(self.proj_out, y) + ctx.part(tokens)
+        return y.view(-1, h, w, c).permute(0, 3, 1, 2)
 
 
 class TemporalConv(nn.Module):

@@ -215,21 +215,24 @@ class VideoUNet(nn.Module):
         adapter_residuals: tuple[Tensor, ...] | None = None,
         windows: AttentionWindows | None = None,
         skip_temporal: bool = False,
+        branches: int = 1,
     ) -> Tensor:
         """The network's prediction for every frame.
 
         sample: noisy latents, (B, C, F, H, W), any float dtype (computed in the network's).
         timestep: training steps, a number or (B,), or the result of `embed_time`.
-        text: embeddings (rows, L, D) with rows = 1, B, or B*F (one prompt per frame, F fastest), or the result of
-            `project_text`.
+        text: embeddings (rows, L, D) with rows = 1, B*G, or B*G*F (one prompt per frame, F fastest), or the result
+            of `project_text`.
         down_residuals, mid_residual: a ControlNet's, (B*F, C, H, W) each, added to the skip connections and the
             middle. adapter_residuals: a T2I-Adapter's, one per level.
         windows: temporal attention in overlapping windows over all F frames, merged by weight
             (`merge="attention"`). Norm statistics and the first key frame are then those of all F frames.
         skip_temporal: leave the temporal layers out (2D training and inference). With F = 1 they are
             kept but cheap: attention over one frame is to_out(to_v(x)).
+        branches: G, predictions of every video that differ in their text alone (classifier-free guidance). What
+            comes before the first cross-attention is then computed once for all of them.
 
-        Returns (B, C_out, F, H, W), contiguous, in the network's dtype.
+        Returns (B*G, C_out, F, H, W), G faster than B, contiguous, in the network's dtype.
 
         Raises: ValueError naming the argument with a wrong shape.
         """
@@ -240,8 +243,9 @@ class VideoUNet(nn.Module):
         b, _, frames, height, width = sample.shape
         time = timestep if isinstance(timestep, TimeEmbedding) else self.embed_time(timestep)
         kv = text if isinstance(text, TextKV) else self.project_text(text)
-        if kv.rows not in (1, b, b * frames):
-            raise ValueError(f"text: expected 1, {b} or {b * frames} rows, got {kv.rows}")
+        videos = b * branches
+        if kv.rows not in (1, videos, videos * frames):
+            raise ValueError(f"text: expected 1, {videos} or {videos * frames} rows, got {kv.rows}")
         rows = time.projections[0].shape[0]
         if rows not in (1, b):
             raise ValueError(f"timestep: expected one number or {b}, got {rows}")
@@ -251,6 +255,7 @@ class VideoUNet(nn.Module):
             windows.check(frames)
         ctx = Pass(
             frames,
+            videos * frames,
             time.projections,
             kv.pairs,
             self.norm_over_frames,
@@ -276,22 +281,22 @@ class VideoUNet(nn.Module):
         if down_residuals is not None:
             if len(down_residuals) != len(skips):
                 raise ValueError(f"down_residuals: expected {len(skips)}, got {len(down_residuals)}")
-            skips = [s + r for s, r in zip(skips, down_residuals, strict=True)]
+            skips = [ctx.part(s) + ctx.part(r) for s, r in zip(skips, down_residuals, strict=True)]
 
         x = self.mid_block.layer(0, x, ctx)
         x = self.mid_block.layer(1, x, ctx)
         if mid_residual is not None:
-            x = x + mid_residual
+            x = ctx.part(x) + ctx.part(mid_residual)
 
         for level in self.up_blocks:
             for i in range(len(level.resnets)):
-                x = level.layer(i, torch.cat([x, skips.pop()], dim=1), ctx)
+                x = level.layer(i, torch.cat([ctx.part(x), ctx.part(skips.pop())], dim=1), ctx)
             if hasattr(level, "upsamplers"):
                 x = level.upsamplers[0](x, tuple(skips[-1].shape[-2:]))
 
         x = silu(group_norm(x, self.conv_norm_out, frames if self.norm_over_frames else 1))
         x = self.conv_out(x)
-        return x.reshape(b, frames, -1, height, width).transpose(1, 2).contiguous()
+        return x.reshape(videos, frames, -1, height, width).transpose(1, 2).contiguous()
 
     @staticmethod
     def _down(level: Level, x: Tensor, ctx: Pass, skips: list[Tensor], adapter: Tensor | None) -> Tensor:
@@ -304,11 +309,11 @@ class VideoUNet(nn.Module):
         for i in range(last + 1):
             x = level.layer(i, x, ctx)
             if i == last and adapter is not None and level.has_attention:
-                x = x + adapter
+                x = ctx.part(x) + ctx.part(adapter)
             skips.append(x)
         if hasattr(level, "downsamplers"):
             x = level.downsamplers[0](x)
             skips.append(x)
         if adapter is not None and not level.has_attention:
-            x = skips[-1] = x + adapter
+            x = skips[-1] = ctx.part(x) + ctx.part(adapter)
         return x

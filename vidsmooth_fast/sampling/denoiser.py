@@ -27,9 +27,11 @@ class Denoiser(Protocol):
         text: Any,
         controls: Any = None,
         frame_offsets: Tensor | None = None,
+        branches: int = 1,
     ) -> Tensor:
-        """latents (N, C, K, H, W), text of N rows -> prediction (N, C, K, H, W).
+        """latents (N, C, K, H, W), text of N·G rows -> predictions (N·G, C, K, H, W).
 
+        branches: G, predictions of each window that differ in their text alone; G is faster than N.
         controls: residuals for these windows, or None. frame_offsets: (N,) int64, the video's frame at which each
         window starts; for networks that know the position.
         """
@@ -61,10 +63,11 @@ class UNetDenoiser:
         text: TextKV,
         controls: Any = None,
         frame_offsets: Tensor | None = None,
+        branches: int = 1,
     ) -> Tensor:
         if self._time[0] != timestep:
             self._time = (timestep, self.unet.embed_time(timestep))
-        return self.unet(latents.to(self.dtype), self._time[1], text, windows=self.windows)
+        return self.unet(latents.to(self.dtype), self._time[1], text, windows=self.windows, branches=branches)
 
     def in_float32(self) -> UNetDenoiser:
         return UNetDenoiser(copy.deepcopy(self.unet).float(), self.windows)

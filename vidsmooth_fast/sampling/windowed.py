@@ -35,6 +35,8 @@ class Windows:
 class WindowedPredictor:
     """Calls the denoiser on every (window, branch) pair, as many at a time as `max_batch` allows.
 
+    A window's branches go together where they can, so that the network may share what does not depend on the text.
+
     denoiser: the network. windows: the plan; a single window of all frames for `merge="attention"`.
     tracks: one PromptTrack per guidance branch. max_batch: (window, branch) pairs in one call.
     per_frame_text: every frame is given the embedding of its own position instead of its window's centre.
@@ -76,22 +78,24 @@ class WindowedPredictor:
         return self.denoiser.prepare_text(torch.cat(rows)), torch.stack(index).view(shape)
 
     def _plan_calls(self, rows: Tensor) -> list[_Call]:
-        """Every network call of a prediction; a window's guidance branches stay next to each other."""
-        plan, branches, device = self.windows, len(self.tracks), self.denoiser.device
+        """Every network call of a prediction: some windows, all of their branches or one."""
+        plan, total, device = self.windows, len(self.tracks), self.denoiser.device
         frames = window_indices(plan.starts, plan.length, plan.frames)
         starts = torch.tensor(plan.starts)
+        together = total if self.max_batch >= total else 1
         calls = []
-        for items in torch.arange(branches * len(plan.starts)).split(self.max_batch):
-            window, branch = items // branches, items % branches
-            calls.append(
-                _Call(
-                    window.to(device),
-                    branch.to(device),
-                    frames[window].to(device),
-                    starts[window].to(device),
-                    tuple(rows[branch, window].flatten().tolist()),
+        for window in torch.arange(len(plan.starts)).split(self.max_batch // together):
+            for first in range(0, total, together):
+                branches = slice(first, first + together)
+                calls.append(
+                    _Call(
+                        window.to(device),
+                        branches,
+                        frames[window].to(device),
+                        starts[window].to(device),
+                        tuple(rows[branches, window].transpose(0, 1).flatten().tolist()),
+                    )
                 )
-            )
         return calls
 
     def _text_of(self, rows: tuple[int, ...]) -> Any:
@@ -114,9 +118,12 @@ class WindowedPredictor:
         for call in self._calls:
             batch = latents[:, call.frames].transpose(0, 1)
             with out_of_memory_in_words(f"max_batch={max(1, len(call.window) // 2)}"):
-                self._prediction[call.branch, 0, call.window] = self.denoiser.predict(
-                    batch, timestep, self._text_of(call.text_rows), frame_offsets=call.starts
+                text, branches = self._text_of(call.text_rows), call.branches.stop - call.branches.start
+                predicted = self.denoiser.predict(
+                    batch, timestep, text, frame_offsets=call.starts, branches=branches
                 )
+            parted = predicted.unflatten(0, (-1, branches)).transpose(0, 1)
+            self._prediction[call.branches, 0][:, call.window] = parted
         return self._prediction
 
     def in_float32(self) -> WindowedPredictor:
@@ -131,10 +138,10 @@ class WindowedPredictor:
 
 
 class _Call(NamedTuple):
-    """One network call: which windows and branches (n,), their frames (n, K), first frames (n,) and text rows."""
+    """One network call: which windows (n,) and branches, the windows' frames (n, K), first frames (n,), text rows."""
 
     window: Tensor
-    branch: Tensor
+    branches: slice
     frames: Tensor
     starts: Tensor
     text_rows: tuple[int, ...]
