@@ -171,10 +171,10 @@ void sparse_causal_attention(int dtype, std::array<std::int64_t, 5> size, std::a
     VIDSMOOTH_CALL(sparse_causal_attention, a);
 }
 
-// size: images, frames, pixels, channels, groups. statistics: where mean and 1 / deviation go, or 0.
+// size: images, frames, pixels, channels, groups.
 void group_norm_silu(int dtype, std::array<std::int64_t, 5> size, Address x,
                      std::array<std::int64_t, 2> strides, Address weight, Address bias, Address out,
-                     std::array<Address, 2> statistics, float eps, bool silu, int threads) {
+                     float eps, bool silu, int threads) {
     GroupNormSiluArgs a;
     a.dtype = static_cast<DType>(dtype);
     a.images = size[0], a.frames = size[1], a.pixels = size[2], a.channels = size[3], a.groups = size[4];
@@ -183,8 +183,6 @@ void group_norm_silu(int dtype, std::array<std::int64_t, 5> size, Address x,
     a.weight = pointer<const float>(weight);
     a.bias = pointer<const float>(bias);
     a.out = pointer(out);
-    a.mean = pointer<float>(statistics[0]);
-    a.inverse = pointer<float>(statistics[1]);
     a.eps = eps;
     a.silu = silu;
     a.threads = threads;

@@ -3,7 +3,7 @@
 //
 // Pixels are rows of all channels, so a group is a short piece of every row: sums are kept per channel,
 // vectors running along the row whatever the groups, and channels are put together at the end. They are sums
-// about the first pixel's value, so that a mean far from zero costs no digits; pieces of up to 1,024 pixels
+// of distances from a guessed mean, so that a mean far from zero costs no digits; pieces of up to 256 pixels
 // are joined in fp64.
 #include "cpu/parallel.h"
 #include "cpu/scratch.h"
@@ -123,8 +123,6 @@ void prepare(const Args& a, int64_t set, const Rows& rows, const Moments* moment
     for (int64_t g = 0; g < a.groups; ++g) {
         const double variance = moments[g].m2 / moments[g].count;
         const double inverse = 1 / __builtin_sqrt(variance + a.eps);
-        if (a.mean) a.mean[set * a.groups + g] = float(moments[g].mean);
-        if (a.inverse) a.inverse[set * a.groups + g] = float(inverse);
         for (int64_t c = g * width; c < (g + 1) * width; ++c) {
             const double scale = inverse * (a.weight ? a.weight[c] : 1.f);
             rows.scale[c] = float(scale);
@@ -134,8 +132,7 @@ void prepare(const Args& a, int64_t set, const Rows& rows, const Moments* moment
 }
 
 // y / (1 + e^-y), e^-y as 2^n 2^f with |f| <= 1/2. Precise: to the rounding of fp32, else to a fraction of
-// fp16's. At bf16 this takes as long as everything else here; degree 6, a true division and a bit-shifted
-// exponent took twice as long.
+// fp16's. The exponential function of temporal attention and a division took twice as long.
 template <bool Precise>
 inline __attribute__((always_inline)) vfloat silu(vfloat y) {
     constexpr float kLog2e = 1.44269504f;

@@ -92,7 +92,6 @@ struct GroupNormSiluArgs {
     int64_t stride[2];           // from image to image and from pixel to pixel
     const float *weight, *bias;  // (channels); null means 1 and 0
     void* out;                   // like x, contiguous
-    float *mean, *inverse;  // (images / frames, groups): mean and 1 / sqrt(variance + eps); null: not wanted
     float eps;
     bool silu;
     int threads;

@@ -20,12 +20,6 @@ SHAPES = {  # shape (B·F, C, H, W), groups, frames
 }
 
 
-@pytest.fixture(params=["torch"])
-def each_backend(request):
-    with ops.backend(request.param):
-        yield request.param
-
-
 def by_hand(x, weight, bias, groups, frames, eps=1e-5, silu=True):
     """The equation, with one video's group as one row."""
     images, channels, height, width = x.shape

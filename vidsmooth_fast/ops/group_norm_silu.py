@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _checks
-from ._dispatch import register
+from ._dispatch import DTYPE_CODES, Backend, cpu_supports, extension, register
 
 
 def _tall(x: Tensor, frames: int) -> Tensor:
@@ -40,6 +40,36 @@ def reference(
     return _images(F.silu(y) if silu else y, x)
 
 
+def _cpu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    groups: int,
+    frames: int = 1,
+    eps: float = 1e-5,
+    silu: bool = True,
+) -> Tensor:
+    images, channels, height, width = x.shape
+    if x.stride(1) != 1 or x.stride(2) != width * x.stride(3):
+        x = x.contiguous(memory_format=torch.channels_last)
+    out = torch.empty(x.shape, dtype=x.dtype, memory_format=torch.channels_last)
+    weight, bias = weight.float().contiguous(), bias.float().contiguous()
+    extension().group_norm_silu(
+        DTYPE_CODES[x.dtype],
+        (images, frames, height * width, channels, groups),
+        x.data_ptr(),
+        (x.stride(0), x.stride(3)),
+        weight.data_ptr(),
+        bias.data_ptr(),
+        out.data_ptr(),
+        eps,
+        silu,
+        torch.get_num_threads(),
+    )
+    return out
+
+
 def _fake(x, weight, bias, **_settings):
     return torch.empty_like(x, memory_format=torch.channels_last)
 
@@ -49,6 +79,7 @@ _op = register(
     "bool silu=True) -> Tensor",
     torch_backend=reference,
     fake=_fake,
+    cpu=Backend(cpu_supports, _cpu),
 )
 
 
