@@ -116,8 +116,8 @@ class Batch:
             block.append([cell.rjust(width) for cell in column])
             used += width
         lines = []
-        for block in [*blocks, block]:
-            rows = ["".join([label.ljust(wide), *cells]) for label, *cells in zip(left, *block, strict=True)]
+        for some in [*blocks, block]:
+            rows = ["".join([label.ljust(wide), *cells]) for label, *cells in zip(left, *some, strict=True)]
             rows.insert(1 + len(names), "-" * len(rows[0]))
             lines += [*rows, ""]
         keys = ("clip", "autoencoder", "flow")

@@ -1,4 +1,4 @@
-"""What to judge: files, folders, globs and LOVEU-TGVE style tables, as a list of videos with their prompts and sources."""
+"""What to judge: files, folders, globs and LOVEU-TGVE style tables, as videos with their prompts and sources."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import glob
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 VIDEOS = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".webp", ".mpg", ".mpeg"}
@@ -81,7 +81,17 @@ def collect(
                         (str(video), f"no source called {video.stem} in {source}; judged without")
                     )
             found.items.append(Item(video, str(video), prompt, clip))
+    found.items = _short_names(found.items)
     return found
+
+
+def _short_names(items: list[Item]) -> list[Item]:
+    """Videos named by their paths lose the folders that all of those share."""
+    paths = [item.video.absolute() for item in items if not item.group]
+    if not paths:
+        return items
+    shared = os.path.commonpath([path.parent for path in paths])
+    return [i if i.group else replace(i, name=os.path.relpath(i.video.absolute(), shared)) for i in items]
 
 
 def _existing(path: str | os.PathLike, name: str) -> Path:

@@ -15,7 +15,7 @@ class SeamScore(Metric):
     """(mean change at joins + 1/2) / (mean change elsewhere + 1/2), changes as in `flicker_raw`.
 
     A join is a frame whose set of covering windows is not the frame's before. 1: joins are like other frames.
-    nan when every pair, or none, is at a join.
+    nan when every pair, or none, is at a join. The number of a frame is its own change, joins or not, over the rest's.
     """
 
     name = "seam_score"
@@ -34,7 +34,9 @@ class SeamScore(Metric):
         rest = [v for n, v in self.series.items() if n not in self.setting.joins]
         if not joins or not rest:
             return math.nan
-        return (math.fsum(joins) / len(joins) + FLOOR) / (math.fsum(rest) / len(rest) + FLOOR)
+        usual = math.fsum(rest) / len(rest) + FLOOR
+        self.series = {n: (v + FLOOR) / usual for n, v in self.series.items()}
+        return (math.fsum(joins) / len(joins) + FLOOR) / usual
 
 
 def window_joins(frames: int, window: int, stride: int, *, loop: bool = False) -> frozenset[int]:
