@@ -1,12 +1,24 @@
-"""What every operator test shares: the tolerance rule, poisoned memory, and every instruction set in turn."""
+"""What every operator test shares: the tolerance rule, poisoned memory, and every backend in turn.
+
+Where there is no GPU, the Triton kernels run on the CPU in Triton's interpreter. That is decided when a kernel is first
+imported, so the environment variable is set here, before any test.
+"""
 
 from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
 
 import pytest
 import torch
 
 from vidsmooth_fast import ops
 from vidsmooth_fast.ops import _dispatch
+
+INTERPRETED = importlib.util.find_spec("triton") is not None and not torch.cuda.is_available()
+if INTERPRETED:
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 def check_error(actual: torch.Tensor, torch_result: torch.Tensor, exact: torch.Tensor) -> None:
@@ -25,15 +37,23 @@ def within_rule():
     return check_error
 
 
-def _variants() -> list[str]:
+def _variants() -> list:
     module = _dispatch.extension()
-    return ["torch"] + ([f"cpu-{isa}" for isa in module.isas()] if module else [])
+    kernels = [f"cpu-{isa}" for isa in module.isas()] if module else []
+    triton = (
+        [pytest.param("triton", marks=pytest.mark.slow)] if INTERPRETED else []
+    )  # see python_tests/triton_kernels
+    return ["torch", *kernels, *triton]
 
 
 @pytest.fixture(params=_variants())
-def each_backend(request):
-    """Runs the test on the plain PyTorch backend and on the C++ kernels of every instruction set there is."""
+def each_backend(request, monkeypatch):
+    """Runs the test on plain PyTorch, on the C++ kernels of every instruction set there is, and on Triton's."""
     name, _, isa = request.param.partition("-")
+    if (
+        name == "triton"
+    ):  # few programs: the interpreter is slow, and a program then walks along several frames
+        monkeypatch.setattr(importlib.import_module("vidsmooth_fast.triton_kernels._video"), "ENOUGH", 16)
     module = _dispatch.extension()
     with ops.backend(name):
         if isa:

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from . import _checks, _windows
-from ._dispatch import DTYPE_CODES, Backend, cpu_supports, extension, register
+from ._dispatch import (
+    DTYPE_CODES,
+    Backend,
+    cpu_supports,
+    extension,
+    register,
+    triton_kernel,
+    triton_supports,
+)
 from .noise_constraint import reference as constrain
 
 
@@ -102,6 +110,34 @@ def _cpu(
     return out, clean
 
 
+def _triton_supports(pred, x=None, *_args, branch_weights=(), **_settings):
+    if len(branch_weights) > 8:
+        return False, f"the Triton kernel merges up to 8 guidance branches, got {len(branch_weights)}"
+    return triton_supports(pred, x)
+
+
+def _triton(pred, x, weights, history, reference, noise, starts, *, to_clean, branch_weights, **settings):
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    clean = x.new_empty(0 if to_clean is None else x.shape)
+    table, most = _windows.coverage_on(x.device, tuple(starts), pred.shape[4], x.shape[2])
+    triton_kernel("denoise_step")(
+        pred,
+        x,
+        weights,
+        history,
+        reference,
+        noise,
+        table,
+        most,
+        out,
+        None if to_clean is None else clean,
+        branch_weights=tuple(branch_weights),
+        to_clean=to_clean,
+        **settings,
+    )
+    return out, clean
+
+
 def _fake(pred, x, weights, history, reference, noise, starts, *, to_clean, **_):
     return x.new_empty(x.shape), x.new_empty(0 if to_clean is None else x.shape)
 
@@ -112,6 +148,7 @@ _op = register(
     "float c_over_lambda, float strength, float noise_scale, bool loop) -> (Tensor, Tensor)",
     torch_backend=reference,
     fake=_fake,
+    triton=Backend(_triton_supports, _triton),
     cpu=Backend(cpu_supports, _cpu),
 )
 

@@ -6,7 +6,15 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from ._dispatch import DTYPE_CODES, Backend, cpu_supports, extension, register
+from ._dispatch import (
+    DTYPE_CODES,
+    Backend,
+    cpu_supports,
+    extension,
+    register,
+    triton_kernel,
+    triton_supports,
+)
 
 
 def _neighbours(frames: int, loop: bool, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -64,6 +72,24 @@ def _cpu(
     return out
 
 
+def _triton(
+    inverted: Tensor,
+    noise: Tensor,
+    *,
+    weight: float,
+    forward: float = 0.5,
+    backward: float = 0.5,
+    loop: bool = False,
+) -> Tensor:
+    if inverted.shape[2] == 1:
+        return inverted.clone(memory_format=torch.contiguous_format)
+    out = torch.empty(inverted.shape, dtype=inverted.dtype, device=inverted.device)
+    triton_kernel("inversion_blend")(
+        inverted, noise, out, weight=weight, forward=forward, backward=backward, loop=loop
+    )
+    return out
+
+
 def _fake(inverted, noise, *, weight, forward=0.5, backward=0.5, loop=False):
     return inverted.new_empty(inverted.shape)
 
@@ -73,6 +99,7 @@ _op = register(
     "bool loop=False) -> Tensor",
     torch_backend=reference,
     fake=_fake,
+    triton=Backend(triton_supports, _triton),
     cpu=Backend(cpu_supports, _cpu),
 )
 

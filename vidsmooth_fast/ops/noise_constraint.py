@@ -6,7 +6,15 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from ._dispatch import DTYPE_CODES, Backend, cpu_supports, extension, register
+from ._dispatch import (
+    DTYPE_CODES,
+    Backend,
+    cpu_supports,
+    extension,
+    register,
+    triton_kernel,
+    triton_supports,
+)
 
 
 def _second_difference(y: Tensor) -> Tensor:
@@ -65,6 +73,22 @@ def _cpu(
     return out
 
 
+def _triton(
+    eps: Tensor,
+    x: Tensor,
+    reference: Tensor | None = None,
+    *,
+    c_over_lambda: float,
+    strength: float,
+    loop: bool = False,
+) -> Tensor:
+    out = torch.empty(eps.shape, dtype=eps.dtype, device=eps.device)
+    triton_kernel("noise_constraint")(
+        eps, x, reference, out, c_over_lambda=c_over_lambda, strength=strength, loop=loop
+    )
+    return out
+
+
 def _fake(eps, x, reference=None, *, c_over_lambda, strength, loop=False):
     return eps.new_empty(eps.shape)
 
@@ -74,6 +98,7 @@ _op = register(
     "bool loop=False) -> Tensor",
     torch_backend=reference,
     fake=_fake,
+    triton=Backend(triton_supports, _triton),
     cpu=Backend(cpu_supports, _cpu),
 )
 

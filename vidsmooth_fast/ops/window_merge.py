@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from . import _checks, _windows
-from ._dispatch import DTYPE_CODES, Backend, cpu_supports, extension, register
+from ._dispatch import (
+    DTYPE_CODES,
+    Backend,
+    cpu_supports,
+    extension,
+    register,
+    triton_kernel,
+    triton_supports,
+)
 
 
 def reference(windows: Tensor, weights: Tensor, starts: Sequence[int], *, frames: int) -> Tensor:
@@ -35,6 +43,18 @@ def _cpu(windows: Tensor, weights: Tensor, starts: Sequence[int], *, frames: int
     return out
 
 
+def _triton_supports(windows, *_args, **_settings):
+    return triton_supports(windows)
+
+
+def _triton(windows: Tensor, weights: Tensor, starts: Sequence[int], *, frames: int) -> Tensor:
+    batch, _, channels, length, height, width = windows.shape
+    out = windows.new_empty(batch, channels, frames, height, width)
+    table, most = _windows.coverage_on(windows.device, tuple(starts), length, frames)
+    triton_kernel("window_merge")(windows, weights, table, most, out)
+    return out
+
+
 def _fake(windows, weights, starts, *, frames):
     return windows.new_empty(windows.shape[0], windows.shape[2], frames, *windows.shape[4:])
 
@@ -43,6 +63,7 @@ _op = register(
     "window_merge(Tensor windows, Tensor weights, int[] starts, *, SymInt frames) -> Tensor",
     torch_backend=reference,
     fake=_fake,
+    triton=Backend(_triton_supports, _triton),
     cpu=Backend(cpu_supports, _cpu),
 )
 
