@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import select
@@ -28,20 +29,28 @@ class Page:
 
     def __init__(self, folder: Path, *, wait: float = 60.0) -> None:
         self._wait, self._next, self._rest = wait, 0, b""
-        to_browser, self._out = os.pipe()  # the browser reads descriptor 3 and writes descriptor 4
+        to_browser, self._out = os.pipe()
         self._in, from_browser = os.pipe()
-        command = [find_chromium(), *FLAGS, f"--user-data-dir={folder}", "about:blank"]
-        shell = ["/bin/sh", "-c", f'exec "$@" 3<&{to_browser} 4>&{from_browser}', "chromium", *command]
-        self._log = (folder.parent / "chromium.log").open("wb")
-        self._process = subprocess.Popen(
-            shell,
-            pass_fds=(to_browser, from_browser),
-            stdout=self._log,
-            stderr=self._log,
-            stdin=subprocess.DEVNULL,
-        )
+        ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (to_browser, from_browser)]
         os.close(to_browser)
         os.close(from_browser)
+
+        def connect() -> None:
+            os.dup2(ends[0], 3)  # the browser reads descriptor 3 and writes descriptor 4
+            os.dup2(ends[1], 4)
+
+        command = [find_chromium(), *FLAGS, f"--user-data-dir={folder}", "about:blank"]
+        self._log = (folder.parent / "chromium.log").open("wb")
+        self._process = subprocess.Popen(
+            command,
+            preexec_fn=connect,
+            pass_fds=(3, 4),
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+        )
+        for end in ends:
+            os.close(end)
         pages = self._send("Target.getTargets")["targetInfos"]
         target = next(page["targetId"] for page in pages if page["type"] == "page")
         self._session = None

@@ -18,7 +18,7 @@ class ClipT(Metric):
     unit = "cosine, hundredths"
     source = '[003] section 4.2, [004] "Dataset and metrics"'
     cost = "one CLIP image embedding a frame, shared with clip_f; the embedded model: 3 ms"
-    needs = ("clip", "prompt")
+    needs = ("prompt", "clip")
 
     def __init__(self, setting) -> None:
         super().__init__(setting)

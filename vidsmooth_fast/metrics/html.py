@@ -79,7 +79,7 @@ def html(batch: Batch) -> str:
         ],
         "failures": batch.failures,
     }
-    text = json.dumps(data, ensure_ascii=False).replace("</", "<\\/").replace("<!--", "<\\!--")
+    text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")  # nothing in it can close the script
     return PAGE.read_text(encoding="utf-8").replace("{{data}}", text)
 
 

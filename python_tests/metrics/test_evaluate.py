@@ -1,0 +1,171 @@
+"""`evaluate`: what it runs, what it leaves out and says so, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+import vidsmooth_fast as vsf
+from vidsmooth_fast.metrics.flow import RaftFlow, raft_missing
+from vidsmooth_fast.metrics.registry import METRICS, WEIGHT_FREE
+from vidsmooth_fast.metrics.report import bootstrap_interval
+
+from .clips import pan, video
+
+
+def test_public_names():
+    assert vsf.evaluate.__name__ == "evaluate" and vsf.Report.__name__ == "Report"
+
+
+def test_what_is_missing_is_said(networks):
+    report = vsf.evaluate(video(pan(6)), **networks)
+    assert set(report) | set(report.skipped) == set(METRICS)
+    assert report.skipped == {
+        "clip_t": "needs a prompt",
+        "seam_score": "needs the window and stride of sampling, and more frames than a window",
+        "psnr": "needs a source",
+        "ssim": "needs a source",
+    }
+    with pytest.raises(ValueError, match="clip_t: needs a prompt"):
+        vsf.evaluate(video(pan(6)), metrics=["clip_t"], **networks)
+
+
+def test_the_report_names_the_models(networks):
+    report = vsf.evaluate(video(pan(4)), prompt="a car", **networks)
+    assert report.settings["clip"] == str(networks["clip"])
+    assert report.settings["autoencoder"] == str(networks["autoencoder"])
+    assert report.settings["flow"].startswith("DIS")
+    text = str(report)
+    assert all(name in text for name in METRICS) and str(networks["clip"]) in text
+    data = json.loads(report.to_json())
+    assert data["values"]["flicker"] == report["flicker"]
+    assert data["series"]["flicker"][0] is None and len(data["series"]["flicker"]) == 4
+
+
+def test_models_that_nothing_needs_are_not_loaded():
+    report = vsf.evaluate(video(pan(4)), metrics=["flicker_raw"], clip="nowhere", autoencoder="nowhere")
+    assert list(report) == ["flicker_raw"] and "clip" not in report.settings
+
+
+def test_what_the_file_says_of_its_sampling_is_used(networks, tmp_path):
+    path = video(pan(12), prompt="a car", window=4, stride=2, loop=True).save(tmp_path / "clip.mp4")
+    report = vsf.evaluate(path, **networks)
+    assert {k: report.settings[k] for k in ("prompt", "window", "stride", "loop")} == {
+        "prompt": "a car",
+        "window": 4,
+        "stride": 2,
+        "loop": True,
+    }
+    assert "seam_score" in report and "clip_t" in report
+    said = vsf.evaluate(path, prompt="a boat", loop=False, metrics=["flicker_raw"]).settings
+    assert said["prompt"] == "a boat" and said["loop"] is False
+
+
+def test_one_frame(networks):
+    report = vsf.evaluate(video(pan(1)), prompt="a car", source=video(pan(1)), **networks)
+    assert set(report) == {"clip_t", "psnr", "ssim"}
+    assert report.skipped["flicker"] == "needs at least 2 frames, got 1"
+    assert report.skipped["jitter"] == "needs at least 3 frames, got 1"
+    with pytest.raises(ValueError, match="vl_score: needs at least 2 frames, got 1"):
+        vsf.evaluate(video(pan(1)), metrics=["vl_score"], **networks)
+
+
+def test_small_frames(networks):
+    report = vsf.evaluate(video(pan(4, 1, 6)), source=video(pan(4, 1, 6)), **networks)
+    assert report.skipped["motion"] == "optical flow needs frames of at least 16x16, got 6x6"
+    assert report.skipped["vl_score"] == "needs latents of at least 4x4, got 3x3"
+    assert report.skipped["ssim"] == "needs frames of at least 7x7, got 6x6"
+    assert report["psnr"] == 100
+
+
+def test_another_size_and_length_of_the_source():
+    frames = pan(8, 2, 64)
+    large = [np.repeat(np.repeat(f, 2, 0), 2, 1) for f in frames[:5]]
+    report = vsf.evaluate(video(frames), source=video(large), metrics=["psnr", "ssim", "jitter"])
+    assert report.notes == [
+        "the source, 128x128, was scaled to cover 64x64 and cut to its centre",
+        "the source has 5 frames and the video 8: the first 5 were compared",
+    ]
+    assert report["psnr"] > 40 and report["ssim"] > 0.99
+    assert [math.isnan(v) for v in report.series["psnr"]] == [False] * 5 + [True] * 3
+
+
+def test_odd_sizes(networks):
+    frames = [f[:61, :47] for f in pan(5)]
+    report = vsf.evaluate(video(frames), prompt="a car", source=video(frames), **networks)
+    assert all(math.isfinite(value) for value in report.values())
+
+
+def test_a_prompt_too_long_is_noted(networks):
+    report = vsf.evaluate(
+        video(pan(2)), prompt="a red car is driving on the snow " * 9, metrics="clip_t", **networks
+    )
+    assert "could not read the end of the prompt" in report.notes[0]
+
+
+def test_bad_input(networks, tmp_path):
+    clip = video(pan(4))
+    for arguments, message in (
+        ({"metrics": ["flicer"]}, "metrics: expected some of clip_t, .* got 'flicer'"),
+        ({"metrics": []}, "metrics: expected some of .* got none"),
+        ({"prompt": ""}, "prompt: expected a text, got ''"),
+        ({"prompt": ["a", "b"]}, "prompt: expected a text"),
+        ({"window": 1, "stride": 1}, "window must be at least 2"),
+        ({"window": 4, "stride": 9}, "stride must be between 1 and the window"),
+        ({"flow": "lucas"}, "flow: expected one of auto, dis, raft, got 'lucas'"),
+        ({"device": "cuda:77"}, "device: expected"),
+        ({"clip": "nowhere"}, "clip: 'nowhere' is neither an embedded model"),
+        ({"clip": tmp_path}, "clip: expected config.json in"),
+        ({"autoencoder": "nowhere"}, "autoencoder: 'nowhere' is neither"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            vsf.evaluate(clip, **{**networks, **arguments})
+    with pytest.raises(FileNotFoundError, match="no such video"):
+        vsf.evaluate(tmp_path / "none.mp4")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="clip: cannot read"):
+        vsf.evaluate(clip, **{**networks, "clip": tmp_path})
+
+
+def test_weight_free_metrics_need_no_model():
+    report = vsf.evaluate(
+        video(pan(12)), source=video(pan(12)), metrics=WEIGHT_FREE, window=4, stride=2, flow="dis"
+    )
+    assert set(report) == set(WEIGHT_FREE) and not {"clip", "autoencoder"} & set(report.settings)
+
+
+def test_raft_says_what_it_lacks():
+    if raft_missing() is None:
+        pytest.skip("torchvision and its RAFT weights are at hand here")
+    with pytest.raises(ValueError, match="flow: 'raft' needs torchvision.*use 'dis'"):
+        vsf.evaluate(video(pan(4)), metrics=["motion"], flow="raft")
+    assert vsf.evaluate(video(pan(4)), metrics=["motion"]).settings["flow"].startswith("DIS")
+
+
+def test_raft_finds_a_known_translation():
+    if raft_missing() is not None:
+        pytest.skip(f"RAFT lacks {raft_missing()}")
+    from vidsmooth_fast.metrics.base import Moment
+
+    before, after = pan(2, 4, 160)
+    flow = RaftFlow()(Moment(0, before), Moment(1, after))
+    assert np.median(flow[..., 0]) == pytest.approx(-4, abs=0.3) and abs(np.median(flow[..., 1])) < 0.3
+
+
+def test_bootstrap_interval():
+    rng = np.random.default_rng(0)
+    values = rng.normal(5, 2, 100).tolist()
+    mean, low, high = bootstrap_interval(values)
+    assert mean == pytest.approx(np.mean(values)) and low < mean < high
+    assert high - low == pytest.approx(2 * 1.96 * 2 / 10, rel=0.25)
+    assert bootstrap_interval(values) == (mean, low, high)
+    grouped = bootstrap_interval(
+        [v for v in values[:10] for _ in range(10)], [g for g in range(10) for _ in range(10)]
+    )
+    plain = bootstrap_interval([v for v in values[:10] for _ in range(10)])
+    assert grouped[2] - grouped[1] > 2 * (plain[2] - plain[1])
+    assert bootstrap_interval([1.0, math.nan])[0] == 1 and math.isnan(bootstrap_interval([1.0])[1])
+    assert math.isnan(bootstrap_interval([])[0])
