@@ -18,6 +18,7 @@ _WHERE = {
     "InversionBlend": "sampling.smoothing",
     "evaluate": "metrics.evaluate",
     "Report": "metrics.report",
+    "tune": "training.tuner",
     "Video": "video",
 }
 _MODULES = ("ops", "models")

@@ -275,6 +275,88 @@ def evaluate(
 
 @app.command()
 @one_line_errors
+def tune(
+    model: Model,
+    video: Annotated[
+        Path, typer.Argument(help="The clip to learn from: a video file or a folder of images.")
+    ],
+    prompt: Annotated[str, typer.Argument(help='What it shows; "" with --pair.')],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the tuned model.")],
+    loss: Annotated[
+        str | None,
+        typer.Option(help='plain, smooth, inr, foreground, ... or terms: "plain=1,inr-forward=0.5". [inr]'),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Of the optimiser. [500; with --pair 1000]")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate. [3e-5; with --pair 1e-5]")] = None,
+    frames: Annotated[int | None, typer.Option(help="Used of the clip. [24; with --pair 30]")] = None,
+    trainable: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="tune-a-video, temporal, all, a LoRA rank, or patterns. [tune-a-video; with --pair all]"
+        ),
+    ] = None,
+    timesteps: Annotated[
+        tuple[int, int] | None, typer.Option(help="First and last + 1. [0 1000; with --pair 0 500]")
+    ] = None,
+    pair: Annotated[
+        list[str] | None,
+        typer.Option(help='An edited frame, "FRAME:PICTURE:PROMPT": tune on a combined dataset.'),
+    ] = None,
+    pictures: Annotated[bool, typer.Option("--pictures", help="Single frames, no temporal layers.")] = False,
+    sam: Annotated[
+        Path | None, typer.Option(help="Segment Anything's checkpoint, for the masks of loss foreground.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Timesteps, or pictures, in each step.")] = 1,
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "auto",
+    validate: Annotated[
+        list[str] | None, typer.Option(help="A prompt to sample on the way; may be given several times.")
+    ] = None,
+    validate_every: Annotated[int, typer.Option(help="Steps between samplings.")] = 100,
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
+    resume: Annotated[
+        Path | None, typer.Option(help="Folder for checkpoints, curves and samples. [OUTPUT.run]")
+    ] = None,
+    height: Height = None,
+    width: Width = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Tune a model on one captioned clip, so that it samples the clip's motion under other prompts."""
+    from vidsmooth_fast.training.command import tune_from_command
+
+    tune_from_command(
+        model,
+        video,
+        prompt,
+        {
+            "loss": loss,
+            "steps": steps,
+            "lr": lr,
+            "frames": frames,
+            "trainable": trainable,
+            "timesteps": timesteps,
+            "batch_size": batch_size,
+            "precision": precision,
+            "validation_prompts": validate or (),
+            "validation_every": validate_every,
+            "checkpoint_every": checkpoint_every,
+            "pictures": pictures,
+            "seed": seed,
+            "device": device,
+            "progress": not quiet,
+            "resume": resume,
+            "output": output,
+        },
+        size=(height, width),
+        pairs=pair or (),
+        sam=sam,
+    )
+    typer.echo(output)
+
+
+@app.command()
+@one_line_errors
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for demo.mp4 and demo.png.")] = Path(
         "out"

@@ -135,7 +135,10 @@ def _read(root: Path, name: str, dtype: torch.dtype) -> VideoModel:
         raise ValueError(
             f"model: autoencoder of {vae.config.latent_channels} channels in {root}; the unet makes {unet.out_channels}"
         )
-    return VideoModel(unet, vae, text_encoder, tokenizer, scheduler, name=name, path=root)
+    model = VideoModel(unet, vae, text_encoder, tokenizer, scheduler, name=name, path=root)
+    if (root / "tuning.json").is_file():
+        model.tuning = read_json(root / "tuning.json")
+    return model
 
 
 def _variant(path: Path) -> dict:

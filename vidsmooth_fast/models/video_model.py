@@ -25,6 +25,8 @@ _PREDICTIONS = {
     "flow_prediction": "flow",
 }
 
+_VIDEO_KEYS = ("norm_over_frames", "attn1_frames", "temporal_conv")  # of the network's configuration
+
 
 @contextmanager
 def quiet_transformers():
@@ -45,7 +47,8 @@ class VideoModel:
 
     unet: VideoUNet. vae: diffusers AutoencoderKL. text_encoder, tokenizer: transformers CLIPTextModel and
     CLIPTokenizer. scheduler_config: dict, a diffusers scheduler's configuration. name: what was loaded, for
-    messages. path: where from, or None.
+    messages. path: where from, or None. tuning: of a tuned model, its prompt, clip and settings (`tuning.json` of a
+    saved one), else None.
 
     The autoencoder follows the network's dtype. The text encoder stays fp32: it runs once per prompt, and its
     rounding would reach every frame of every step.
@@ -61,6 +64,7 @@ class VideoModel:
         self.scheduler_config = dict(scheduler_config)
         self.name = name
         self.path = path
+        self.tuning: dict | None = None
         self.prediction_type  # noqa: B018 - an unknown type is an error when the model is made, not mid-video
         for module in (unet, vae, text_encoder):
             module.eval()
@@ -200,6 +204,10 @@ class VideoModel:
     def save(self, directory: str | os.PathLike) -> Path:
         """Write the model in diffusers' component layout (safetensors only), as it is in memory (dtype included).
 
+        `unet` is what `load` and Tune-A-Video's loader read; `unet_2d` holds the same weights file (no second copy,
+        where the file system has hard links) under the configuration of diffusers' UNet2DConditionModel, which takes
+        the 2D part and leaves the temporal layers.
+
         Everything is written beside the target and renamed, so that an interrupted save leaves nothing under the
         final name. An earlier saved model there is replaced; any other non-empty directory is an error.
         """
@@ -238,9 +246,26 @@ class VideoModel:
             "tokenizer": ["transformers", "CLIPTokenizer"],
             "scheduler": ["diffusers", self.scheduler_config.get("_class_name", "DDIMScheduler")],
         }
+        self._write_2d(root)
+        if self.tuning is not None:
+            (root / "tuning.json").write_text(json.dumps(self.tuning, indent=2) + "\n")
         for name, data in (
             ("unet/config.json", self.unet.config),
             ("scheduler/scheduler_config.json", self.scheduler_config),
             ("model_index.json", index),
         ):
             (root / name).write_text(json.dumps(data, indent=2) + "\n")
+
+    def _write_2d(self, root: Path) -> None:
+        """The network once more, as diffusers' 2D class knows it."""
+        folder, name = root / "unet_2d", "diffusion_pytorch_model.safetensors"
+        folder.mkdir()
+        try:
+            os.link(root / "unet" / name, folder / name)
+        except OSError:
+            shutil.copyfile(root / "unet" / name, folder / name)
+        config = {k: v for k, v in self.unet.config.items() if k not in _VIDEO_KEYS}
+        for key in ("down_block_types", "up_block_types"):
+            config[key] = [kind.replace("3D", "2D") for kind in config[key]]
+        config |= {"_class_name": "UNet2DConditionModel", "mid_block_type": "UNetMidBlock2DCrossAttn"}
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

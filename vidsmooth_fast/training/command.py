@@ -1,0 +1,85 @@
+"""What `vidsmooth-fast tune` was given, as arguments of `tune`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from vidsmooth_fast.models.loading import load
+from vidsmooth_fast.training.data import Pair
+from vidsmooth_fast.training.losses import Objective
+from vidsmooth_fast.training.tuner import COMBINED, tune
+from vidsmooth_fast.video import Video
+
+
+def parse_loss(text: str) -> str | dict[str, float]:
+    """ "inr", or "plain=1,inr-forward=0.5" as {term: weight}."""
+    if "=" not in text:
+        return text
+    terms = {}
+    for part in text.split(","):
+        name, _, weight = part.partition("=")
+        try:
+            terms[name.strip()] = float(weight)
+        except ValueError:
+            raise ValueError(f"loss: expected term=weight, got {part!r}") from None
+    return terms
+
+
+def parse_trainable(values: Sequence[str]) -> str | int | list[str]:
+    """One set or rank, or patterns."""
+    if len(values) == 1:
+        return int(values[0]) if values[0].lstrip("-").isdigit() else values[0]
+    return list(values)
+
+
+def parse_pair(text: str) -> Pair:
+    """ "12:edited.png:a painting of a city"."""
+    import numpy as np
+
+    frame, _, rest = text.partition(":")
+    path, _, prompt = rest.rpartition(":") if ":" in rest else (rest, "", "")
+    if not frame.strip().isdigit() or not path or not prompt.strip():
+        raise ValueError(f"pair: expected FRAME:PICTURE:PROMPT, got {text!r}")
+    try:
+        picture = np.asarray(Image.open(path).convert("RGB"))
+    except (OSError, UnidentifiedImageError) as error:
+        raise ValueError(f"pair: cannot read the picture {path} ({type(error).__name__})") from error
+    return Pair(int(frame), picture, prompt.strip())
+
+
+def tune_from_command(
+    model: str,
+    video: Path,
+    prompt: str,
+    options: dict,
+    *,
+    size: tuple[int | None, int | None],
+    pairs: Sequence[str],
+    sam: Path | None,
+) -> None:
+    """Run `tune`; options that are None take its defaults, or COMBINED's where there are pairs.
+
+    size: (height, width), None for the model's. sam: checkpoint for the masks of a masked loss; without one they come
+    from GrabCut.
+    """
+    options = {name: value for name, value in options.items() if value is not None}
+    if "loss" in options:
+        options["loss"] = parse_loss(options["loss"])
+    if "trainable" in options:
+        options["trainable"] = parse_trainable(options["trainable"])
+    options["pairs"] = [parse_pair(text) for text in pairs]
+    if pairs:
+        options = COMBINED | options
+    loaded = load(model, device=options.pop("device"), dtype="float32")
+    clip = Video.open(video)
+    height, width = (s or d for s, d in zip(size, loaded.default_size, strict=True))
+    options["size"] = (height, width)
+    if Objective(options.get("loss", "inr")).needs_mask:
+        from vidsmooth_fast.conditioning.masks import foreground_masks
+
+        part = clip[: options.get("frames", 24)] if len(clip) > options.get("frames", 24) else clip
+        options["mask"] = foreground_masks(part.resized(options["size"]), checkpoint=sam)
+    tune(loaded, clip, prompt, **options)
