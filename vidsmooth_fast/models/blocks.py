@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vidsmooth_fast.ops.group_norm_silu import group_norm_silu
 from vidsmooth_fast.ops.sparse_causal_attention import sparse_causal_attention
 from vidsmooth_fast.ops.temporal_attention import temporal_attention
 
@@ -102,28 +103,11 @@ def kv_frames(kind: str, frames: int, loop: bool = False) -> Tensor:
     raise ValueError(f"attn1_frames: expected first-previous, first, self, all or neighbours, got {kind!r}")
 
 
-def group_norm(x: Tensor, norm: nn.GroupNorm, frames: int = 1) -> Tensor:
-    """GroupNorm of channels_last x (B*F, C, H, W) with statistics over `frames` consecutive images (1: each alone).
-
-    The images of one video are seen as one tall image (B, C, F*H, W), a view; PyTorch's channels_last kernel
-    accumulates in fp32 for every dtype.
-    """
-    n, c, h, w = x.shape
-    if frames == 1:
-        if x.device.type == "cpu" and x.dtype != torch.float32 and h * w < 1024:
-            # PyTorch 2.13's channels_last kernel is slow in half precision on small images: (32, 128, 16, 16) in bf16
-            # takes 8.1 ms on one core, by way of NCHW 1.7 ms; larger images take another branch.
-            y = F.group_norm(x.contiguous(), norm.num_groups, norm.weight, norm.bias, norm.eps)
-            return y.contiguous(memory_format=torch.channels_last)
-        return F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
-    tall = x.permute(0, 2, 3, 1).reshape(n // frames, frames * h, w, c).permute(0, 3, 1, 2)
-    y = F.group_norm(tall, norm.num_groups, norm.weight, norm.bias, norm.eps)
-    return y.permute(0, 2, 3, 1).reshape(n, h, w, c).permute(0, 3, 1, 2)
-
-
-def silu(x: Tensor) -> Tensor:
-    """SiLU of a tensor that nothing else reads: in place where no gradient needs the input."""
-    return F.silu(x, inplace=not (torch.is_grad_enabled() and x.requires_grad))
+def normalise(x: Tensor, norm: nn.GroupNorm, frames: int = 1, silu: bool = True) -> Tensor:
+    """GroupNorm of (B*F, C, H, W) with statistics over `frames` consecutive images (1: each alone), then SiLU."""
+    return group_norm_silu(
+        x, norm.weight, norm.bias, groups=norm.num_groups, frames=frames, eps=norm.eps, silu=silu
+    )
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
@@ -301,7 +285,7 @@ class Transformer(nn.Module):
     def forward(self, x: Tensor, ctx: Pass) -> Tensor:
         n, c, h, w = x.shape
         tokens = x.permute(0, 2, 3, 1).reshape(n, h * w, c)
-        y = group_norm(x, self.norm).permute(0, 2, 3, 1).reshape(n, h * w, c)
+        y = normalise(x, self.norm, silu=False).permute(0, 2, 3, 1).reshape(n, h * w, c)
         y = self._project(self.proj_in, y)
         for block in self.transformer_blocks:
             y = block(y, ctx)
@@ -367,12 +351,12 @@ class ResnetBlock(nn.Module):
     def forward(self, x: Tensor, ctx: Pass) -> Tensor:
         over = ctx.frames if ctx.norm_over_frames else 1
         time = ctx.time[self.index]
-        h = silu(group_norm(x, self.norm1, over))
+        h = normalise(x, self.norm1, over)
         if time.shape[0] == 1:  # one timestep for everything: the convolution's bias carries it at no cost
             h = F.conv2d(h, self.conv1.weight, self.conv1.bias + time[0], padding=1)
         else:
             h = self.conv1(h) + time.repeat_interleave(x.shape[0] // time.shape[0], dim=0)[:, :, None, None]
-        h = self.conv2(silu(group_norm(h, self.norm2, over)))
+        h = self.conv2(normalise(h, self.norm2, over))
         if self.conv_temp is not None and ctx.frames > 1 and not ctx.skip_temporal:
             h = self.conv_temp(h, ctx)
         h = h + (x if self.conv_shortcut is None else self.conv_shortcut(x))

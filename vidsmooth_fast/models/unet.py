@@ -21,8 +21,7 @@ from .blocks import (
     TimestepEmbedding,
     Transformer,
     Upsample,
-    group_norm,
-    silu,
+    normalise,
     sinusoid,
 )
 from .config import ATTN1_FRAMES, UNetConfig, read_config
@@ -294,7 +293,7 @@ class VideoUNet(nn.Module):
             if hasattr(level, "upsamplers"):
                 x = level.upsamplers[0](x, tuple(skips[-1].shape[-2:]))
 
-        x = silu(group_norm(x, self.conv_norm_out, frames if self.norm_over_frames else 1))
+        x = normalise(x, self.conv_norm_out, frames if self.norm_over_frames else 1)
         x = self.conv_out(x)
         return x.reshape(videos, frames, -1, height, width).transpose(1, 2).contiguous()
 
