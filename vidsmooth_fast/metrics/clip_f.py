@@ -20,7 +20,7 @@ class ClipF(Metric):
     better = "higher"
     unit = "cosine, hundredths"
     source = "[003] section 3.6"
-    cost = "one CLIP image embedding a frame, shared; the embedded model: 3 ms"
+    cost = "one CLIP image embedding a frame, shared; the embedded model: 3 ms at 256 x 256"
     needs = ("clip",)
     least = 2
 

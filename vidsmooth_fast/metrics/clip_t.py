@@ -17,7 +17,7 @@ class ClipT(Metric):
     better = "higher"
     unit = "cosine, hundredths"
     source = '[003] section 4.2, [004] "Dataset and metrics"'
-    cost = "one CLIP image embedding a frame, shared with clip_f; the embedded model: 3 ms"
+    cost = "one CLIP image embedding a frame, shared with clip_f; the embedded model: 3 ms at 256 x 256"
     needs = ("prompt", "clip")
 
     def __init__(self, setting) -> None:

@@ -14,7 +14,7 @@ FLOWS = ("auto", "dis", "raft")
 
 
 class DisFlow:
-    """Dense inverse search, medium preset, full resolution; about 10 ms for both ways at 256 x 256 on one core.
+    """Dense inverse search, medium preset, full resolution; about 16 ms for both ways at 256 x 256 on one core.
 
     Source: Kroeger et al. 2016, as implemented in OpenCV.
     """

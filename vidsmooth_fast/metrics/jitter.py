@@ -23,7 +23,7 @@ class Jitter(Metric):
     high = 510.0
     unit = "8-bit levels"
     source = "the difference of [003] eq. 3, in the picture"
-    cost = "0.3 ms a frame at 256 x 256"
+    cost = "0.1 ms a frame at 256 x 256"
     least = 3
 
     def __init__(self, setting) -> None:

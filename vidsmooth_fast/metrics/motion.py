@@ -16,7 +16,7 @@ class Motion(Metric):
     better = "neither"
     unit = "pixels a frame"
     source = 'the "Optical flow" of [004], "Dataset and metrics"'
-    cost = "shared with flicker: 10 ms a frame at 256 x 256 on one core"
+    cost = "shared with flicker: 16 ms a frame at 256 x 256"
     needs = ("flow",)
     least = 2
 

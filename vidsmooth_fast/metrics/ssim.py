@@ -16,7 +16,7 @@ class SSIM(Metric):
     better = "higher"
     unit = ""
     source = "Wang et al. 2004, by scikit-image"
-    cost = "5 ms a frame at 256 x 256"
+    cost = "8 ms a frame at 256 x 256"
     needs = ("source",)
 
     def frame(self, moment: Moment) -> None:

@@ -30,7 +30,7 @@ class VLScore(Metric):
     better = "higher"
     unit = "cosine, hundredths"
     source = "[003] eq. 6"
-    cost = "one encoding a frame; the embedded autoencoder: 25 ms at 128 x 128 on one core; shifts: 0.1 ms a pair"
+    cost = "one encoding a frame; the embedded autoencoder: 15 ms at 128 x 128; shifts: under 0.1 ms"
     needs = ("autoencoder",)
     least = 2
 

@@ -17,7 +17,7 @@ class WarpingError(Metric):
     high = 1000.0
     unit = "thousandths of full scale, squared"
     source = "Lai et al. 2018 eq. 12, averaged over channels; occlusion by the forward-backward check of Sundaram 2010"
-    cost = "shared with flicker: 10 ms a frame at 256 x 256 on one core"
+    cost = "shared with flicker: 16 ms a frame at 256 x 256"
     needs = ("flow",)
     least = 2
 
