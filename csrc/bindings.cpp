@@ -1,15 +1,20 @@
-// What Python sees: addresses, strides, a dtype code and a thread count become the arguments of kernels.h.
-// Nothing here checks shapes: vidsmooth_fast/ops does, once.
+// What Python sees: addresses, strides and a dtype code become the arguments of kernels.h, for a number of
+// threads of the CPU or a CUDA stream. Nothing here checks shapes: vidsmooth_fast/ops does, once.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <variant>
 #include <vector>
 
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
+#include "cuda/kernels.h"
 
 namespace py = pybind11;
 
@@ -19,6 +24,35 @@ namespace {
 using Address = std::uintptr_t;             // Tensor.data_ptr(); 0 when absent
 using Strides = std::vector<std::int64_t>;  // Tensor.stride(); empty when absent
 using Sizes = std::array<std::int64_t, 5>;
+
+using Where = std::variant<int, std::pair<int, Address>>;  // threads, or (CUDA device, stream)
+
+// What a build without CUDA says, and what one with it was compiled for; CMakeLists.txt sets one of them.
+#ifdef VIDSMOOTH_CUDA_ARCHITECTURES
+constexpr const char* kCuda = VIDSMOOTH_CUDA_ARCHITECTURES;
+constexpr const char* kNoCuda = "";
+#    define VIDSMOOTH_CUDA_CALL(name, args, where) \
+        cuda::name(args, cuda::Stream{where.first, reinterpret_cast<void*>(where.second)})
+#else
+#    ifndef VIDSMOOTH_NO_CUDA
+#        define VIDSMOOTH_NO_CUDA "nobody asked for it"
+#    endif
+constexpr const char* kCuda = "";
+constexpr const char* kNoCuda = VIDSMOOTH_NO_CUDA;
+#    define VIDSMOOTH_CUDA_CALL(name, args, where) \
+        throw std::runtime_error(std::string("built without CUDA: ") + kNoCuda)
+#endif
+
+#define VIDSMOOTH_RUN(name, args, where)                              \
+    do {                                                              \
+        if (const int* threads = std::get_if<int>(&where)) {          \
+            args.threads = *threads;                                  \
+            VIDSMOOTH_CALL(name, args);                               \
+        } else {                                                      \
+            [[maybe_unused]] const auto& device = std::get<1>(where); \
+            VIDSMOOTH_CUDA_CALL(name, args, device);                  \
+        }                                                             \
+    } while (0)
 
 template <class T = void>
 T* pointer(Address address) {
@@ -34,7 +68,7 @@ Operand operand(Address address, const Strides& strides) {
 
 void noise_constraint(int dtype, Sizes size, Address eps, Strides eps_strides, Address x, Strides x_strides,
                       Address reference, Strides reference_strides, Address out, float c_over_lambda,
-                      float strength, bool loop, int threads) {
+                      float strength, bool loop, const Where& where) {
     NoiseConstraintArgs a;
     a.dtype = static_cast<DType>(dtype);
     std::copy(size.begin(), size.end(), a.size);
@@ -45,13 +79,12 @@ void noise_constraint(int dtype, Sizes size, Address eps, Strides eps_strides, A
     a.c_over_lambda = c_over_lambda;
     a.strength = strength;
     a.loop = loop;
-    a.threads = threads;
-    VIDSMOOTH_CALL(noise_constraint, a);
+    VIDSMOOTH_RUN(noise_constraint, a, where);
 }
 
 void inversion_blend(int dtype, Sizes size, Address inverted, Strides inverted_strides, Address noise,
                      Strides noise_strides, Address out, float weight, float forward, float backward,
-                     bool loop, int threads) {
+                     bool loop, const Where& where) {
     InversionBlendArgs a;
     a.dtype = static_cast<DType>(dtype);
     std::copy(size.begin(), size.end(), a.size);
@@ -62,8 +95,7 @@ void inversion_blend(int dtype, Sizes size, Address inverted, Strides inverted_s
     a.forward = forward;
     a.backward = backward;
     a.loop = loop;
-    a.threads = threads;
-    VIDSMOOTH_CALL(inversion_blend, a);
+    VIDSMOOTH_RUN(inversion_blend, a, where);
 }
 
 // strides: of (G, B, N, C, K, H, W). The three addresses of `coverage` are those in kernels.h.
@@ -87,7 +119,7 @@ WindowStack window_stack(Address data, const Strides& strides, std::int64_t leng
 
 void window_merge(int dtype, Sizes size, Address windows, Strides strides, std::int64_t length,
                   Address weights, Strides weight_strides, std::array<Address, 3> coverage, Address out,
-                  int threads) {
+                  const Where& where) {
     const std::vector<float> one{1.0f};
     strides.insert(strides.begin(), 0);
     WindowMergeArgs a;
@@ -95,8 +127,7 @@ void window_merge(int dtype, Sizes size, Address windows, Strides strides, std::
     std::copy(size.begin(), size.end(), a.size);
     a.windows = window_stack(windows, strides, length, one, weights, weight_strides, coverage);
     a.out = pointer(out);
-    a.threads = threads;
-    VIDSMOOTH_CALL(window_merge, a);
+    VIDSMOOTH_RUN(window_merge, a, where);
 }
 
 void denoise_step(int dtype, Sizes size, Address pred, Strides pred_strides, std::int64_t length,
@@ -105,7 +136,7 @@ void denoise_step(int dtype, Sizes size, Address pred, Strides pred_strides, std
                   Strides history_strides, Address reference, Strides reference_strides, Address noise,
                   Strides noise_strides, float a, float b, float c, float noise_scale,
                   std::array<float, 2> to_eps, std::array<float, 2> to_clean, float c_over_lambda,
-                  float strength, bool loop, Address out, Address clean, int threads) {
+                  float strength, bool loop, Address out, Address clean, const Where& where) {
     DenoiseStepArgs args;
     args.dtype = static_cast<DType>(dtype);
     std::copy(size.begin(), size.end(), args.size);
@@ -125,14 +156,15 @@ void denoise_step(int dtype, Sizes size, Address pred, Strides pred_strides, std
     args.loop = loop;
     args.out = pointer<float>(out);
     args.clean = pointer<float>(clean);
-    args.threads = threads;
-    VIDSMOOTH_CALL(denoise_step, args);
+    VIDSMOOTH_RUN(denoise_step, args, where);
 }
 
+// factors: on the CPU a list of each window's shares in its frames; on a GPU the address of the window's
+// weights.
 void temporal_attention(int dtype, std::array<std::int64_t, 5> size, std::array<Address, 3> in,
                         std::array<std::array<std::int64_t, 2>, 3> strides, Address out, float scale,
                         const std::vector<std::int64_t>& starts, std::int64_t window,
-                        const std::vector<float>& factors, int threads) {
+                        const std::variant<Address, std::vector<float>>& factors, const Where& where) {
     TemporalAttentionArgs a;
     a.dtype = static_cast<DType>(dtype);
     a.batch = size[0], a.frames = size[1], a.pixels = size[2], a.heads = size[3], a.width = size[4];
@@ -145,9 +177,11 @@ void temporal_attention(int dtype, std::array<std::int64_t, 5> size, std::array<
     a.windows = static_cast<std::int64_t>(starts.size());
     a.window = window;
     a.starts = starts.data();
-    a.factors = factors.empty() ? nullptr : factors.data();
-    a.threads = threads;
-    VIDSMOOTH_CALL(temporal_attention, a);
+    if (const auto* shares = std::get_if<std::vector<float>>(&factors))
+        a.factors = shares->empty() ? nullptr : shares->data();
+    else
+        a.factors = pointer<const float>(std::get<Address>(factors));
+    VIDSMOOTH_RUN(temporal_attention, a, where);
 }
 
 // first, key, bias: as in kernels.h.
@@ -195,8 +229,11 @@ void group_norm_silu(int dtype, std::array<std::int64_t, 5> size, Address x,
 PYBIND11_MODULE(_C, m) {
     using namespace vidsmooth;
     const auto no_gil = py::call_guard<py::gil_scoped_release>();
-    m.doc() = "CPU kernels of vidsmooth_fast.ops; pointers in, nothing checked. Not a public interface.";
+    m.doc() =
+        "The compiled kernels of vidsmooth_fast.ops; pointers in, nothing checked. Not a public interface.";
     m.attr("compiler") = __VERSION__;
+    m.attr("cuda") = kCuda;
+    m.attr("no_cuda") = kNoCuda;
     m.def("isa", &current_isa_name, "The instruction set in use.");
     m.def("isas", &supported_isas, "The instruction sets that this build and processor have, worst first.");
     m.def("set_isa", &set_isa, py::arg("name"), "Use another instruction set (tests).");

@@ -49,6 +49,21 @@ def coverage_on(
     return Coverage(*(t.to(device=device, dtype=torch.int32) for t in table)), most
 
 
+@functools.cache
+def _kept(device: torch.device, starts: tuple[int, ...], length: int, frames: int) -> Coverage:
+    return Coverage(*(t.to(device) for t in coverage(starts, length, frames)))
+
+
+def compiled_coverage(device: torch.device, starts: tuple[int, ...], length: int, frames: int) -> Coverage:
+    """:func:`coverage` as the compiled kernels read it on this device.
+
+    A GPU's copy is made at the first call and kept for good: captured graphs go on reading it.
+    """
+    if device.type == "cpu":
+        return coverage(starts, length, frames)
+    return _kept(device, starts, length, frames)
+
+
 def check(starts: Sequence[int] | Tensor, count: int) -> list[int]:
     """The starts as a list of `count` ints. Raises ValueError for anything else."""
     if isinstance(starts, Tensor):

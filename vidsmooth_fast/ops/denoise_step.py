@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _checks, _windows
+from ._cuda import cuda_supports, where
 from ._dispatch import (
     DTYPE_CODES,
     Backend,
@@ -57,7 +58,7 @@ def reference(
     return out.to(x.dtype).contiguous(), clean.to(x.dtype).contiguous()
 
 
-def _cpu(
+def _compiled(
     pred: Tensor,
     x: Tensor,
     weights: Tensor,
@@ -77,9 +78,9 @@ def _cpu(
     noise_scale: float,
     loop: bool,
 ) -> tuple[Tensor, Tensor]:
-    out = torch.empty(x.shape)
-    clean = torch.empty(0 if to_clean is None else x.shape)
-    coverage = _windows.coverage(tuple(starts), pred.shape[4], x.shape[2])
+    out = torch.empty(x.shape, device=x.device)
+    clean = torch.empty(0 if to_clean is None else x.shape, device=x.device)
+    coverage = _windows.compiled_coverage(pred.device, tuple(starts), pred.shape[4], x.shape[2])
     videos = []
     for video in (x, history, reference, noise):
         videos += [0, ()] if video is None else [video.data_ptr(), video.stride()]
@@ -105,7 +106,7 @@ def _cpu(
         loop,
         out.data_ptr(),
         0 if to_clean is None else clean.data_ptr(),
-        torch.get_num_threads(),
+        where(pred),
     )
     return out, clean
 
@@ -138,6 +139,12 @@ def _triton(pred, x, weights, history, reference, noise, starts, *, to_clean, br
     return out, clean
 
 
+def _cuda_supports(pred, *args, **settings):
+    if pred.dim() == 7 and len(pred) > 8:  # they travel with the launch
+        return False, f"the CUDA kernel takes at most 8 branches, got {len(pred)}"
+    return cuda_supports(pred, *args, **settings)
+
+
 def _fake(pred, x, weights, history, reference, noise, starts, *, to_clean, **_):
     return x.new_empty(x.shape), x.new_empty(0 if to_clean is None else x.shape)
 
@@ -149,7 +156,8 @@ _op = register(
     torch_backend=reference,
     fake=_fake,
     triton=Backend(_triton_supports, _triton),
-    cpu=Backend(cpu_supports, _cpu),
+    cpu=Backend(cpu_supports, _compiled),
+    cuda=Backend(_cuda_supports, _compiled),
 )
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
+from ._cuda import cuda_supports, where
 from ._dispatch import (
     DTYPE_CODES,
     Backend,
@@ -45,7 +46,7 @@ def reference(
     return blended.to(inverted.dtype).contiguous()
 
 
-def _cpu(
+def _compiled(
     inverted: Tensor,
     noise: Tensor,
     *,
@@ -54,7 +55,7 @@ def _cpu(
     backward: float = 0.5,
     loop: bool = False,
 ) -> Tensor:
-    out = torch.empty(inverted.shape, dtype=inverted.dtype)
+    out = torch.empty(inverted.shape, dtype=inverted.dtype, device=inverted.device)
     extension().inversion_blend(
         DTYPE_CODES[inverted.dtype],
         inverted.shape,
@@ -67,7 +68,7 @@ def _cpu(
         forward,
         backward,
         loop,
-        torch.get_num_threads(),
+        where(inverted),
     )
     return out
 
@@ -100,7 +101,8 @@ _op = register(
     torch_backend=reference,
     fake=_fake,
     triton=Backend(triton_supports, _triton),
-    cpu=Backend(cpu_supports, _cpu),
+    cpu=Backend(cpu_supports, _compiled),
+    cuda=Backend(cuda_supports, _compiled),
 )
 
 

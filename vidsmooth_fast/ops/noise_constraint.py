@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
+from ._cuda import cuda_supports, where
 from ._dispatch import (
     DTYPE_CODES,
     Backend,
@@ -45,7 +46,7 @@ def reference(
     return (_checks.wide(eps) - strength * _interior(change, loop)).to(eps.dtype).contiguous()
 
 
-def _cpu(
+def _compiled(
     eps: Tensor,
     x: Tensor,
     reference: Tensor | None = None,
@@ -54,7 +55,7 @@ def _cpu(
     strength: float,
     loop: bool = False,
 ) -> Tensor:
-    out = torch.empty(eps.shape, dtype=eps.dtype)
+    out = torch.empty(eps.shape, dtype=eps.dtype, device=eps.device)
     ref = (0, ()) if reference is None else (reference.data_ptr(), reference.stride())
     extension().noise_constraint(
         DTYPE_CODES[eps.dtype],
@@ -68,7 +69,7 @@ def _cpu(
         c_over_lambda,
         strength,
         loop,
-        torch.get_num_threads(),
+        where(eps),
     )
     return out
 
@@ -99,7 +100,8 @@ _op = register(
     torch_backend=reference,
     fake=_fake,
     triton=Backend(triton_supports, _triton),
-    cpu=Backend(cpu_supports, _cpu),
+    cpu=Backend(cpu_supports, _compiled),
+    cuda=Backend(cuda_supports, _compiled),
 )
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _checks, _windows
+from ._cuda import cuda_supports, where
 from ._dispatch import (
     DTYPE_CODES,
     Backend,
@@ -24,10 +25,10 @@ def reference(windows: Tensor, weights: Tensor, starts: Sequence[int], *, frames
     return _windows.merge(windows, starts, weights, frames).to(windows.dtype)
 
 
-def _cpu(windows: Tensor, weights: Tensor, starts: Sequence[int], *, frames: int) -> Tensor:
+def _compiled(windows: Tensor, weights: Tensor, starts: Sequence[int], *, frames: int) -> Tensor:
     batch, _, channels, length, height, width = windows.shape
-    out = torch.empty((batch, channels, frames, height, width), dtype=windows.dtype)
-    coverage = _windows.coverage(tuple(starts), length, frames)
+    out = torch.empty((batch, channels, frames, height, width), dtype=windows.dtype, device=windows.device)
+    coverage = _windows.compiled_coverage(windows.device, tuple(starts), length, frames)
     extension().window_merge(
         DTYPE_CODES[windows.dtype],
         out.shape,
@@ -38,7 +39,7 @@ def _cpu(windows: Tensor, weights: Tensor, starts: Sequence[int], *, frames: int
         weights.stride(),
         [t.data_ptr() for t in coverage],
         out.data_ptr(),
-        torch.get_num_threads(),
+        where(windows),
     )
     return out
 
@@ -64,7 +65,8 @@ _op = register(
     torch_backend=reference,
     fake=_fake,
     triton=Backend(_triton_supports, _triton),
-    cpu=Backend(cpu_supports, _cpu),
+    cpu=Backend(cpu_supports, _compiled),
+    cuda=Backend(cuda_supports, _compiled),
 )
 
 
