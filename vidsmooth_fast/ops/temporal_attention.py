@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
+from ._cuda import cuda_supports, where
 from ._dispatch import DTYPE_CODES, Backend, cpu_supports, extension, register
 from ._windows import check as check_starts
 from ._windows import coverage
@@ -90,6 +91,38 @@ def _cpu(q, k, v, weights=None, *, frames, heads, scale=None, starts=None):
     return out
 
 
+def _cuda_supports(q, k=None, v=None, weights=None, *, frames=1, starts=None, **_settings):
+    length = frames if weights is None else len(weights)
+    if length > 64:
+        return False, f"the CUDA kernel takes windows of up to 64 frames, got {length}"
+    if starts is not None and len(starts) > 512:  # they travel with the launch
+        return False, f"the CUDA kernel takes up to 512 windows, got {len(starts)}"
+    tensors = [t for t in (q, k, v) if t is not None]
+    if any(t.stride(-1) != 1 and t.shape[-1] != 1 for t in tensors):
+        return False, "the CUDA kernel needs neighbouring columns next to each other (stride 1 on the last axis)"
+    return cuda_supports(*tensors)
+
+
+def _cuda(q, k, v, weights=None, *, frames, heads, scale=None, starts=None):
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    width = q.shape[2] // heads
+    if weights is not None:
+        weights = weights.float().contiguous()
+    extension().temporal_attention(
+        DTYPE_CODES[q.dtype],
+        (q.shape[0] // frames, frames, q.shape[1], heads, width),
+        (q.data_ptr(), k.data_ptr(), v.data_ptr()),
+        [t.stride()[:2] for t in (q, k, v)],
+        out.data_ptr(),
+        width**-0.5 if scale is None else scale,
+        [0] if weights is None else [start % frames for start in starts],
+        frames if weights is None else len(weights),
+        0 if weights is None else weights.data_ptr(),
+        where(q),
+    )
+    return out
+
+
 def _fake(q, k, v, weights=None, *, frames, heads, scale=None, starts=None):
     return q.new_empty(q.shape)
 
@@ -100,6 +133,7 @@ _op = register(
     torch_backend=reference,
     fake=_fake,
     cpu=Backend(_cpu_supports, _cpu),
+    cuda=Backend(_cuda_supports, _cuda),
 )
 
 
