@@ -21,6 +21,24 @@ if INTERPRETED:
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+def _let_the_interpreter_multiply_bfloat16() -> None:
+    """Triton 3.9's interpreter keeps bfloat16 as uint16 and multiplies those: widen the operands of a dot first."""
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    plain = InterpreterBuilder.create_dot
+
+    def create_dot(self, a, b, *rest):
+        a, b = (self.cast_impl(t, tl.float32) if t.dtype.scalar == tl.bfloat16 else t for t in (a, b))
+        return plain(self, a, b, *rest)
+
+    InterpreterBuilder.create_dot = create_dot
+
+
+if INTERPRETED:
+    _let_the_interpreter_multiply_bfloat16()
+
+
 def check_error(actual: torch.Tensor, torch_result: torch.Tensor, exact: torch.Tensor) -> None:
     """Error at most max(twice what PyTorch itself makes in that dtype, 2 ulp of the largest reference value)."""
     assert actual.shape == exact.shape

@@ -7,7 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _checks
-from ._dispatch import DTYPE_CODES, Backend, cpu_supports, extension, register
+from ._dispatch import (
+    DTYPE_CODES,
+    Backend,
+    cpu_supports,
+    extension,
+    register,
+    triton_kernel,
+    triton_supports,
+)
 
 
 def _tall(x: Tensor, frames: int) -> Tensor:
@@ -70,6 +78,18 @@ def _cpu(
     return out
 
 
+def _triton_supports(x, *_args, **_settings):
+    if x.dim() == 4 and not x.is_contiguous(memory_format=torch.channels_last):
+        return False, "the Triton kernel needs x in channels_last"
+    return triton_supports(x)
+
+
+def _triton(x, weight, bias, *, groups, frames=1, eps=1e-5, silu=True):
+    out = torch.empty_like(x, memory_format=torch.channels_last)
+    triton_kernel("group_norm_silu")(x, weight, bias, out, groups=groups, frames=frames, eps=eps, silu=silu)
+    return out
+
+
 def _fake(x, weight, bias, **_settings):
     return torch.empty_like(x, memory_format=torch.channels_last)
 
@@ -79,6 +99,7 @@ _op = register(
     "bool silu=True) -> Tensor",
     torch_backend=reference,
     fake=_fake,
+    triton=Backend(_triton_supports, _triton),
     cpu=Backend(cpu_supports, _cpu),
 )
 
@@ -100,6 +121,17 @@ def _backward_reference(grad, x, weight, bias, *, groups, frames, eps, silu):
     return _images(to_x, x), to_weight.to(weight.dtype), to_bias.to(bias.dtype)
 
 
+def _triton_backward_supports(grad, x=None, *_args, **_settings):
+    return _triton_supports(grad if x is None else x)
+
+
+def _triton_backward(grad, x, weight, bias, **settings):
+    out = torch.empty_like(x, memory_format=torch.channels_last)
+    grad = grad.contiguous(memory_format=torch.channels_last)
+    to_weight, to_bias = triton_kernel("group_norm_silu")(x, weight, bias, out, grad=grad, **settings)
+    return out, to_weight.to(weight.dtype), to_bias.to(bias.dtype)
+
+
 def _backward_fake(grad, x, weight, bias, **_settings):
     return (
         torch.empty_like(x, memory_format=torch.channels_last),
@@ -114,6 +146,7 @@ _backward_op = register(
     torch_backend=_backward_reference,
     fake=_backward_fake,
     gradient=True,
+    triton=Backend(_triton_backward_supports, _triton_backward),
 )
 
 

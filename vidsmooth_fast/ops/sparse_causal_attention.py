@@ -10,6 +10,7 @@ for bf16 (AMX) PyTorch's may be faster for wide heads; that is not measured.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -19,7 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _checks
-from ._dispatch import DTYPE_CODES, Backend, cpu_supports, extension, register
+from ._dispatch import (
+    DTYPE_CODES,
+    Backend,
+    cpu_supports,
+    extension,
+    register,
+    triton_kernel,
+    triton_supports,
+)
 
 
 def reference(
@@ -82,6 +91,45 @@ def _cpu(q, k, v, kv_frames, *, frames, heads, scale=None):
     return out
 
 
+def _triton_supports(q, k=None, v=None, kv_frames=None, *, heads=1, scale=None, **_settings):
+    for t in (q, k, v):
+        if t is not None and t.stride(-1) != 1 and t.shape[-1] != 1:
+            return False, "the Triton kernel needs stride 1 on the last axis"
+    if q.shape[-1] // heads > 256:
+        return False, f"the Triton kernel takes heads of up to 256 columns, got {q.shape[-1] // heads}"
+    if scale is not None and scale <= 0:
+        return False, f"the Triton kernel takes a positive scale, got {scale}"
+    return triton_supports(q)
+
+
+@functools.lru_cache(maxsize=1024)  # a few kB each; a captured graph keeps reading them
+def _sources_on(
+    device: torch.device, rows: tuple[tuple[int, ...], ...]
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """:func:`_sources` as tensors on a device, copied there once; no bias where all are 0."""
+    first, key, bias = _sources(rows)
+    log2 = torch.tensor(bias, device=device) * math.log2(math.e) if any(bias) else None
+    integers = (torch.tensor(numbers, dtype=torch.int32, device=device) for numbers in (first, key))
+    return *integers, log2
+
+
+@functools.lru_cache(maxsize=64)
+def _every(device: torch.device, frames: int, count: int) -> Tensor:
+    return torch.arange(0, (frames + 1) * count, count, dtype=torch.int32, device=device)
+
+
+def _triton(q, k, v, kv_frames, *, frames, heads, scale=None):
+    out = q.new_empty(q.shape)
+    if kv_frames.device.type == "cpu":
+        first, key, bias = _sources_on(q.device, tuple(map(tuple, kv_frames.tolist())))
+    else:  # read by the kernel alone: looking at the values here would wait for the GPU
+        first, key, bias = _every(q.device, *kv_frames.shape), kv_frames.contiguous(), None
+    triton_kernel("sparse_causal_attention")(
+        q, k, v, out, first, key, bias, frames=frames, heads=heads, scale=scale
+    )
+    return out
+
+
 def _fake(q, k, v, kv_frames, *, frames, heads, scale=None):
     return q.new_empty(q.shape)
 
@@ -91,6 +139,7 @@ _op = register(
     "float? scale=None) -> Tensor",
     torch_backend=lambda *args, **keywords: reference(*args, **keywords).contiguous(),
     fake=_fake,
+    triton=Backend(_triton_supports, _triton),
     cpu=Backend(_cpu_supports, _cpu),
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -9,7 +10,15 @@ from torch import Tensor
 
 from . import _checks
 from ._cuda import cuda_supports, where
-from ._dispatch import DTYPE_CODES, Backend, cpu_supports, extension, register
+from ._dispatch import (
+    DTYPE_CODES,
+    Backend,
+    cpu_supports,
+    extension,
+    register,
+    triton_kernel,
+    triton_supports,
+)
 from ._windows import check as check_starts
 from ._windows import coverage
 
@@ -91,6 +100,68 @@ def _cpu(q, k, v, weights=None, *, frames, heads, scale=None, starts=None):
     return out
 
 
+def _triton_supports(q, k=None, v=None, weights=None, *, frames=1, heads=1, starts=None, **_settings):
+    for t in (q, k, v):
+        if t is not None and t.stride(-1) != 1 and t.shape[-1] != 1:
+            return False, "the Triton kernel needs stride 1 on the last axis"
+    if q.shape[-1] // heads > 256:
+        return False, f"the Triton kernel takes heads of up to 256 columns, got {q.shape[-1] // heads}"
+    if q.dim() == 3 and q.shape[1] * heads >= 2**30:
+        return False, f"the Triton kernel takes up to 2^30 pixels times heads, got {q.shape[1] * heads}"
+    if weights is not None and frames > 128 and len(weights) > 33:
+        return (
+            False,
+            f"the Triton kernel takes windows of up to 33 of more than 128 frames, got {len(weights)}",
+        )
+    return triton_supports(q)
+
+
+def _triton_backward_supports(grad, q=None, k=None, v=None, weights=None, *, frames=1, **settings):
+    if frames > 64:
+        return False, f"the Triton kernel for gradients takes up to 64 frames, got {frames}"
+    if grad.dim() == 3 and grad.stride(-1) != 1 and grad.shape[-1] != 1:
+        return False, "the Triton kernel needs stride 1 on the last axis of the gradient"
+    return _triton_supports(grad if q is None else q, k, v, weights, frames=frames, **settings)
+
+
+@functools.lru_cache(maxsize=1024)  # a few kB each; a captured graph keeps reading them
+def _windows_by_chunk(
+    device: torch.device, starts: tuple[int, ...], length: int, frames: int
+) -> tuple[Tensor, Tensor]:
+    """The windows that touch each 64 frames: where those of a chunk begin in a list, (chunks + 1,), and the list."""
+    chunks = [
+        [s for s in starts if any((s + i) % frames in range(begin, begin + 64) for i in range(length))]
+        for begin in range(0, frames, 64)
+    ]
+    first = torch.tensor([0, *map(len, chunks)], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    return first.to(device), torch.tensor(sum(chunks, []), dtype=torch.int32, device=device)
+
+
+def _windows_for_triton(q, weights, frames, starts):
+    if weights is None:
+        return None
+    starts = tuple(start % frames for start in starts)
+    return weights.float(), *_windows_by_chunk(q.device, starts, len(weights), frames)
+
+
+def _triton(q, k, v, weights=None, *, frames, heads, scale=None, starts=None):
+    out = q.new_empty(q.shape)
+    windows = _windows_for_triton(q, weights, frames, starts)
+    triton_kernel("temporal_attention")(
+        q, k, v, (out,), frames=frames, heads=heads, scale=scale, windows=windows
+    )
+    return out
+
+
+def _triton_backward(grad, q, k, v, weights=None, *, frames, heads, scale=None, starts=None):
+    results = tuple(q.new_empty(q.shape) for _ in range(3))
+    windows = _windows_for_triton(q, weights, frames, starts)
+    triton_kernel("temporal_attention")(
+        q, k, v, results, grad=grad, frames=frames, heads=heads, scale=scale, windows=windows
+    )
+    return results
+
+
 def _cuda_supports(q, k=None, v=None, weights=None, *, frames=1, starts=None, **_settings):
     length = frames if weights is None else len(weights)
     if length > 64:
@@ -99,7 +170,10 @@ def _cuda_supports(q, k=None, v=None, weights=None, *, frames=1, starts=None, **
         return False, f"the CUDA kernel takes up to 512 windows, got {len(starts)}"
     tensors = [t for t in (q, k, v) if t is not None]
     if any(t.stride(-1) != 1 and t.shape[-1] != 1 for t in tensors):
-        return False, "the CUDA kernel needs neighbouring columns next to each other (stride 1 on the last axis)"
+        return (
+            False,
+            "the CUDA kernel needs neighbouring columns next to each other (stride 1 on the last axis)",
+        )
     return cuda_supports(*tensors)
 
 
@@ -132,6 +206,7 @@ _op = register(
     "float? scale=None, int[]? starts=None) -> Tensor",
     torch_backend=reference,
     fake=_fake,
+    triton=Backend(_triton_supports, _triton),
     cpu=Backend(_cpu_supports, _cpu),
     cuda=Backend(_cuda_supports, _cuda),
 )
@@ -168,6 +243,7 @@ _backward_op = register(
     torch_backend=_backward_reference,
     fake=_backward_fake,
     gradient=True,
+    triton=Backend(_triton_backward_supports, _triton_backward),
 )
 
 
