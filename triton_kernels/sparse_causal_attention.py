@@ -7,16 +7,16 @@ of (first, previous) reads its one frame once, where concatenated keys are read 
 are repeated, the logarithm of how often is added to the scores.
 
 Heads of 40, 80, 96 and 160 columns are two powers of two (see `_heads.py`): the matrix products do 3/4 to 5/8 of the
-work of the next power of two, and nothing unused is read. The scale goes into the same multiply-add as the maximum,
-with exp2 in place of exp.
+work of the next power of two, and nothing unused is read. In half precision the scale goes into the same
+multiply-add as the maximum, with exp2 in place of exp.
 """
-
-import math
 
 import torch
 import triton
 import triton.language as tl
 from vidsmooth_fast.triton_kernels._heads import load, products, split, store
+
+LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
@@ -28,12 +28,13 @@ def _kernel(
     strides,  # (frames, pixels) of q, k, v and out
     first,  # (F + 1): where the key frames of a frame begin in `key`
     key,
-    bias,  # added to the scores of an entry of `key`, times log2 e
-    scale,  # times log2 e, positive
+    bias,  # added to the scores of an entry of `key`
+    scale,  # positive
     frames,
     pixels,
     heads,
     HAS_BIAS: tl.constexpr,
+    EXACT: tl.constexpr,  # fp32: scores are not rounded to units of log2 e
     EVEN: tl.constexpr,  # whether tiles of keys end where frames end
     WIDTH: tl.constexpr,
     D1: tl.constexpr,
@@ -78,9 +79,15 @@ def _kernel(
         shift = 0.0
         if HAS_BIAS:
             shift = tl.load(bias + i // key_tiles)
-        new_top = tl.maximum(top, tl.max(scores, 1) * scale + shift)
-        p = tl.exp2(scores * scale - (new_top - shift)[:, None])
-        shrink = tl.exp2(top - new_top)
+        if EXACT:
+            scores = scores * scale + shift
+            new_top = tl.maximum(top, tl.max(scores, 1))
+            p = tl.exp2((scores - new_top[:, None]) * LOG2E)
+            shrink = tl.exp2((top - new_top) * LOG2E)
+        else:
+            new_top = tl.maximum(top, tl.max(scores, 1) * (scale * LOG2E) + shift * LOG2E)
+            p = tl.exp2(scores * (scale * LOG2E) - (new_top - shift * LOG2E)[:, None])
+            shrink = tl.exp2(top - new_top)
         total = total * shrink + tl.sum(p, 1)
         p = p.to(q.dtype.element_ty)
         out1 = tl.dot(p, v_part[0], out1 * shrink[:, None], input_precision="ieee")
@@ -107,7 +114,7 @@ def sparse_causal_attention(
 ) -> None:
     """Launch on q, k, v (B·F, P, h·d), stride 1 on the last axis, into a contiguous `out`.
 
-    Frame f reads the frames key[first[f]:first[f + 1]], integers; bias (fp32, times log2 e) is added to the scores.
+    Frame f reads the frames key[first[f]:first[f + 1]], integers; bias (fp32) is added to the scores.
     """
     images, pixels, columns = q.shape
     width = columns // heads
@@ -126,11 +133,12 @@ def sparse_causal_attention(
         first,
         key,
         first if bias is None else bias,
-        (width**-0.5 if scale is None else scale) * math.log2(math.e),
+        width**-0.5 if scale is None else float(scale),
         frames,
         pixels,
         heads,
         HAS_BIAS=bias is not None,
+        EXACT=q.element_size() == 4,
         EVEN=pixels % keys == 0,
         WIDTH=width,
         D1=d1,

@@ -15,8 +15,6 @@ chunks of queries: without windows the keys stream past, with windows all frames
 the tile of keys. The backward pass computes the probabilities again from q and k, up to 64 frames.
 """
 
-import math
-
 import torch
 import triton
 import triton.language as tl
@@ -24,6 +22,7 @@ from vidsmooth_fast.triton_kernels._heads import load, products, split, store
 
 FRAMES_IN_TILE = 64
 KEYS_IN_TILE = 128  # with windows over more frames than that
+LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
@@ -38,10 +37,10 @@ def _rows(pair, frame, strides, heads, WIDTH: tl.constexpr):
 
 @triton.jit
 def _softmax_parts(s):
-    """exp2(s − max) and its sum, 0 in rows that are masked entirely."""
+    """exp(s − max) and its sum, 0 in rows that are masked entirely. (Folding log2 e into s would round large s.)"""
     top = tl.max(s, 1)
     top = tl.where(top == float("-inf"), 0.0, top)
-    p = tl.exp2(s - top[:, None])
+    p = tl.exp2((s - top[:, None]) * LOG2E)
     return p, tl.sum(p, 1)
 
 
@@ -63,7 +62,7 @@ def _forward(
     weights,  # (K,), fp32
     first,  # (chunks + 1): where the windows that touch a chunk of queries begin in `starts`
     starts,
-    scale,  # times log2 e
+    scale,
     heads,
     pairs,  # P · h
     length,  # K
@@ -139,8 +138,8 @@ def _forward(
             scores = products(q_part, k_part, D2) * scale
             scores = tl.where(same & there[None, :], scores, float("-inf"))
             new_top = tl.maximum(top, tl.max(scores, 1))
-            p = tl.exp2(scores - new_top[:, None])
-            shrink = tl.exp2(top - new_top)
+            p = tl.exp2((scores - new_top[:, None]) * LOG2E)
+            shrink = tl.exp2((top - new_top) * LOG2E)
             total = total * shrink + tl.sum(p, 1)
             p = p.to(q.dtype.element_ty)
             out1 = tl.dot(p, v_part[0], out1 * shrink[:, None], input_precision="ieee")
@@ -193,7 +192,7 @@ def _backward(
     q_part = load(q_rows, inside, WIDTH, D1, D2)
     k_rows = k + batch * strides[2][0] + _rows(pair, frame, strides[2], heads, WIDTH)
     k_part = load(k_rows, inside, WIDTH, D1, D2)
-    scores = products(q_part, k_part, D2) * (scale * 1.4426950408889634)
+    scores = products(q_part, k_part, D2) * scale
     grad_rows = grad + batch * strides[0][0] + _rows(pair, frame, strides[0], heads, WIDTH)
     grad_part = load(grad_rows, inside, WIDTH, D1, D2)
     v_rows = v + batch * strides[3][0] + _rows(pair, frame, strides[3], heads, WIDTH)
@@ -313,7 +312,7 @@ def temporal_attention(
         weights,
         first,
         starts,
-        scale * math.log2(math.e),
+        scale,
         heads,
         pairs,
         length,

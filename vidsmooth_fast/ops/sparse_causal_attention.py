@@ -108,9 +108,8 @@ def _sources_on(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """:func:`_sources` as tensors on a device, copied there once; no bias where all are 0."""
     first, key, bias = _sources(rows)
-    log2 = torch.tensor(bias, device=device) * math.log2(math.e) if any(bias) else None
     integers = (torch.tensor(numbers, dtype=torch.int32, device=device) for numbers in (first, key))
-    return *integers, log2
+    return *integers, torch.tensor(bias, device=device) if any(bias) else None
 
 
 @functools.lru_cache(maxsize=64)
