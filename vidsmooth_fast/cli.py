@@ -357,6 +357,63 @@ def tune(
 
 @app.command()
 @one_line_errors
+def consistency(
+    video: Annotated[Path, typer.Argument(help="The clip: a video file or a folder of images.")],
+    prompt: Annotated[str, typer.Option(help="What the result shall show.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for what every stage makes.")],
+    model: Annotated[str, typer.Option(help="An embedded name, a directory, or a Hub id.")] = "sprite-world",
+    frames: Annotated[int | None, typer.Option(help="Of the clip; all by default.")] = None,
+    strength: Annotated[float, typer.Option(help="Share of the schedule taken from the noised clip.")] = 0.75,
+    steps: Annotated[int, typer.Option(help="Of DDPM, in the first two stages.")] = 1000,
+    step: Annotated[int, typer.Option(help="The reverse step at which backgrounds are fused.")] = 5,
+    n: Annotated[int, typer.Option(help="Backgrounds in one average.")] = 5,
+    mode: Annotated[str, typer.Option(help="corrected, or paper: its equation to the letter.")] = "corrected",
+    sam: Annotated[Path | None, typer.Option(help="Segment Anything's checkpoint; GrabCut without.")] = None,
+    tuning_steps: Annotated[int, typer.Option(help="Of the optimiser.")] = 250,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 2e-6,
+    sampling_steps: Annotated[int, typer.Option(help="Of the last stage.")] = 50,
+    guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1 is none.")] = 7.5,
+    window: Window = 16,
+    stride: Stride = 8,
+    height: Height = None,
+    width: Width = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Consistency tuning: sample, fuse backgrounds, tune, and denoise in windows; every stage is kept."""
+    from vidsmooth_fast.models.loading import load
+    from vidsmooth_fast.training.consistency import consistency as run
+
+    loaded = load(model, device=device, dtype="float32")
+    size = (height or loaded.default_size[0], width or loaded.default_size[1])
+    run(
+        loaded,
+        video,
+        prompt,
+        output,
+        frames=frames,
+        size=size,
+        strength=strength,
+        steps=steps,
+        step=step,
+        n=n,
+        mode=mode,
+        sam=sam,
+        tuning_steps=tuning_steps,
+        lr=lr,
+        sampling_steps=sampling_steps,
+        guidance=guidance,
+        window=window,
+        stride=stride,
+        seed=seed,
+        progress=not quiet,
+    )
+    typer.echo(output)
+
+
+@app.command()
+@one_line_errors
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for demo.mp4 and demo.png.")] = Path(
         "out"

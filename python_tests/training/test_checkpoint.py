@@ -8,20 +8,13 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from python_tests.tiny import tiny_model
+from python_tests.training.clips import sliding as clip
 from vidsmooth_fast.training.checkpoint import Checkpoints, State
 from vidsmooth_fast.training.tuner import tune
-from vidsmooth_fast.video import Video
-
-
-def clip(frames=4, size=16, seed=0) -> Video:
-    rng = np.random.default_rng(seed)
-    base = rng.integers(0, 255, (size, size + frames, 3), dtype=np.uint8)
-    return Video.from_frames([base[:, i : i + size].copy() for i in range(frames)], fps=8)
 
 
 def state(step: int) -> State:

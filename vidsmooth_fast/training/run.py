@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -276,7 +277,7 @@ class Run:
     def describe(self) -> dict:
         """What is written beside the weights: prompt, clip, settings."""
         clip, latents = self.clip.astype(np.float32), self.data.items[0].aim
-        return {
+        said = {
             "prompt": self.settings.prompt,
             "clip": {
                 "frames": len(clip),
@@ -292,6 +293,7 @@ class Run:
             "model": self.model.name,
             "version": __version__,
         }
+        return json.loads(json.dumps(said))  # as it will be read: lists, no tuples
 
 
 def _freshly_inflated(model: VideoModel) -> bool:
