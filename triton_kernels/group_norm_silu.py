@@ -291,12 +291,28 @@ def group_norm_silu(
     if grad is None and whole["ROWS"] * whole["COLUMNS"] <= IN_REGISTERS:
         warps = max(1, min(8, whole["ROWS"] * whole["COLUMNS"] // 512))
         _at_once[(videos * groups,)](
-            x, weight, bias, out, eps, channels, groups, rows, **group, **whole, num_warps=warps
+            x,
+            weight,
+            bias,
+            out,
+            eps,
+            channels,
+            groups,
+            rows,
+            **group,
+            **whole,
+            num_warps=warps,
+            enable_fp_fusion=True,
         )
         return None
 
     columns = min(64, triton.next_power_of_2(channels))
-    tile = {"ROWS": 64 if x.element_size() == 2 else 32, "COLUMNS": columns, "num_warps": 4}
+    tile = {
+        "ROWS": 64 if x.element_size() == 2 else 32,
+        "COLUMNS": columns,
+        "num_warps": 4,
+        "enable_fp_fusion": True,
+    }
     blocks = triton.cdiv(channels, columns)
     length = triton.next_power_of_2(triton.cdiv(rows * videos * blocks, ENOUGH))
     length = max(tile["ROWS"], min(1024, length))
@@ -318,6 +334,7 @@ def group_norm_silu(
         PER_GROUP=per_group,
         RANGES=together,
         COLUMNS=whole["COLUMNS"],
+        enable_fp_fusion=True,
     )
     sizes = (channels, groups, rows, length, ranges, blocks)
     if grad is None:

@@ -111,4 +111,5 @@ def inversion_blend(
         DENSE=dense(inverted, noise),
         BLOCK=block,
         num_warps=warps,
+        enable_fp_fusion=True,
     )

@@ -130,4 +130,5 @@ def noise_constraint(
         DENSE=dense(eps, x, ref),
         BLOCK=block,
         num_warps=warps,
+        enable_fp_fusion=True,
     )

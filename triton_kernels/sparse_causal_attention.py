@@ -146,5 +146,6 @@ def sparse_causal_attention(
         ROWS=rows,
         KEYS=keys,
         num_warps=warps,
+        enable_fp_fusion=True,
         num_stages=stages,
     )

@@ -285,6 +285,7 @@ def temporal_attention(
         "ROWS": tile,
         "PACK": pack,
         "num_warps": tile // (16 if q.element_size() == 2 else 8),
+        "enable_fp_fusion": True,
     }
     strides = tuple(t.stride()[:2] for t in (*inputs, results[0]))
     if grad is not None:
@@ -304,7 +305,10 @@ def temporal_attention(
         )
         return
     chunks = triton.cdiv(frames, FRAMES_IN_TILE)
-    keys = KEYS_IN_TILE if windows and chunks > 1 else tile
+    keys = tile
+    if windows and chunks > 1:
+        keys = KEYS_IN_TILE
+        settings["num_warps"] *= 2  # of 4 warps, each thread would need all 255 registers
     _forward[(rows // frames * blocks * chunks,)](
         *inputs,
         *results,

@@ -59,7 +59,7 @@ def _kernel(
 
     begin, end = tl.load(table[0] + frame), tl.load(table[0] + frame + 1)
     total = tl.zeros([BLOCK], tl.float32)
-    mass = tl.zeros([BLOCK], tl.float32)
+    mass = tl.zeros([BLOCK] if PIXEL_WEIGHTS else [1], tl.float32)
     for base in range(begin, end, TOGETHER):
         for j in tl.static_range(TOGETHER):
             window, position, there = covering(table, base + j, end)
@@ -107,4 +107,5 @@ def window_merge(
         TOGETHER=min(4, triton.next_power_of_2(most)),
         BLOCK=block,
         num_warps=warps,
+        enable_fp_fusion=True,
     )
