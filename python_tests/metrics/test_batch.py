@@ -99,6 +99,27 @@ def test_what_fails_is_named_and_the_rest_is_judged(batch, folder):
     assert "is not a video" in batch.failures[1][1]
 
 
+def test_what_is_judged_survives_ctrl_c(folder, monkeypatch):
+    from vidsmooth_fast.metrics import batch as module
+
+    judge, asked = module.evaluate, []
+
+    def interrupted(video, **options):
+        asked.append(video)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return judge(video, **options)
+
+    monkeypatch.setattr(module, "evaluate", interrupted)
+    found = collect([folder / "a2.mp4", folder / "a10.mp4", folder / "pictures"])
+    some = evaluate_many(found, metrics=["jitter"], progress=False)
+    assert [item.name for item, _ in some.reports] == ["a2.mp4"]
+    assert some.failures == [("a10.mp4", "interrupted"), ("pictures", "interrupted")]
+    asked[:] = [0]
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_many(found, metrics=["jitter"], progress=False)
+
+
 def test_the_table_fits_the_terminal(batch):
     for columns in (80, 120, 300):
         lines = batch.table(columns).splitlines()

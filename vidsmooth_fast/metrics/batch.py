@@ -141,6 +141,8 @@ def evaluate_many(
 ) -> Batch:
     """Judge every item. What cannot be read or judged is named in the batch, and the rest goes on.
 
+    After Ctrl-C the batch holds what is judged, and names the rest.
+
     options: as of `evaluate`. Raises: ValueError for options that no video could meet, such as an unknown metric.
     """
     needs = {need for metric in choose(metrics) for need in metric.needs}
@@ -155,7 +157,13 @@ def evaluate_many(
     ) as bar:
         for item in bar:
             bar.set_postfix_str(item.name[-40:])
-            judged.append(_judged(item, options))
+            try:
+                judged.append(_judged(item, options))
+            except KeyboardInterrupt:
+                if not judged:
+                    raise
+                judged += [Judged(left, None, "interrupted") for left in inputs.items[len(judged) :]]
+                break
     return Batch(judged, inputs.problems)
 
 
