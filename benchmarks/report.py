@@ -108,10 +108,34 @@ def end_to_end_section() -> list[str]:
     ]
 
 
+def evaluation_section() -> list[str]:
+    passes, scores = newest("evaluate", ("frames", "size")), newest("vl_score", ("size",))
+    if not passes and not scores:
+        return []
+    text = ["## Judging a video", ""]
+    for r in passes:
+        memory = " and ".join(f"{mib:.0f} MiB for {frames} frames" for frames, mib in r["peak_mib"].items())
+        text += [
+            f"All {len(r['metrics'])} weight-free metrics of {r['frames']} frames of {r['size']}×{r['size']} in one "
+            f"pass: {r['seconds']:.1f} s, decoding included. Peak memory: {memory}.",
+            "",
+        ]
+    for r in scores:
+        text += [
+            f"VL score, {r['frames']} frames of {r['channels']}×{r['size']}×{r['size']} latents, {r['shifts']} shifts, one "
+            f"thread: {r['ours_ms']:.2f} ms, {r['ratio']:.0f} times as fast as a loop over the shifts "
+            f"({r['loop_ms']:.0f} ms), the same to {r['error']:.0e}.",
+            "",
+        ]
+    commands = "`python benchmarks/evaluate.py`, `python benchmarks/vl_score.py`"
+    return [*text, f"{commands}; {where((passes + scores)[-1])}", ""]
+
+
 def main() -> None:
     lines = [INTRODUCTION, *end_to_end_section()]
     for name, title in OPERATORS.items():
         lines += operator_section(name, title)
+    lines += evaluation_section()
     PAGE.write_text("\n".join(lines).rstrip() + "\n")
     print(PAGE)
 
