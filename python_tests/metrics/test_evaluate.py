@@ -123,6 +123,12 @@ def test_bad_input(networks, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             vsf.evaluate(clip, **{**networks, **arguments})
+    with pytest.raises(
+        ValueError, match="video: expected a Video or a path, got list; see Video.from_frames"
+    ):
+        vsf.evaluate(pan(4))
+    with pytest.raises(ValueError, match="source: expected a Video or a path, got int"):
+        vsf.evaluate(clip, source=3)
     with pytest.raises(FileNotFoundError, match="no such video"):
         vsf.evaluate(tmp_path / "none.mp4")
     (tmp_path / "config.json").write_text("{}")

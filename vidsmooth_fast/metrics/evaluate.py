@@ -53,8 +53,7 @@ def evaluate(
     chosen = choose(metrics)
     if prompt is not None and not (isinstance(prompt, str) and prompt.strip()):
         raise ValueError(f"prompt: expected a text, got {prompt!r}")
-    video = video if isinstance(video, Video) else Video.open(video)
-    source = source if source is None or isinstance(source, Video) else Video.open(source)
+    video, source = _opened("video", video), None if source is None else _opened("source", source)
     said = _said(video)
     prompt = prompt or said.get("prompt")
     window, stride = window or said.get("window"), stride or said.get("stride")
@@ -84,6 +83,16 @@ def evaluate(
     values = {metric.name: metric.result() for metric in done}
     series = {m.name: [m.series.get(n, math.nan) for n in range(count)] for m in done}
     return Report(values, series, skipped, settings, notes)
+
+
+def _opened(name: str, given: Video | str | os.PathLike) -> Video:
+    if isinstance(given, Video):
+        return given
+    if not isinstance(given, (str, os.PathLike)):
+        raise ValueError(
+            f"{name}: expected a Video or a path, got {type(given).__name__}; see Video.from_frames"
+        )
+    return Video.open(given)
 
 
 def _said(video: Video) -> dict:
