@@ -122,8 +122,8 @@ def evaluation_section() -> list[str]:
         ]
     for r in scores:
         text += [
-            f"VL score, {r['frames']} frames of {r['channels']}×{r['size']}×{r['size']} latents, {r['shifts']} shifts, one "
-            f"thread: {r['ours_ms']:.2f} ms, {r['ratio']:.0f} times as fast as a loop over the shifts "
+            f"VL score, {r['frames']} frames of {r['channels']}×{r['size']}×{r['size']} latents, {r['shifts']} shifts, "
+            f"one thread: {r['ours_ms']:.2f} ms, {r['ratio']:.0f} times as fast as a loop over the shifts "
             f"({r['loop_ms']:.0f} ms), the same to {r['error']:.0e}.",
             "",
         ]
