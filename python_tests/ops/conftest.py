@@ -55,23 +55,33 @@ def within_rule():
     return check_error
 
 
-def _variants() -> list:
+def _variants() -> list[str]:
     module = _dispatch.extension()
     kernels = [f"cpu-{isa}" for isa in module.isas()] if module else []
-    triton = (
-        [pytest.param("triton", marks=pytest.mark.slow)] if INTERPRETED else []
-    )  # see python_tests/triton_kernels
-    return ["torch", *kernels, *triton]
+    return ["torch", *kernels, *(["triton"] if INTERPRETED else [])]
+
+
+# The interpreter takes seconds for what a GPU does in microseconds: on Triton, all but these tests are slow.
+_FAST_WHEN_INTERPRETED = set[str]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items) -> None:
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        if callspec and callspec.params.get("each_backend") == "triton":
+            if item.nodeid.rpartition("/")[2] not in _FAST_WHEN_INTERPRETED:
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(params=_variants())
 def each_backend(request, monkeypatch):
     """Runs the test on plain PyTorch, on the C++ kernels of every instruction set there is, and on Triton's."""
     name, _, isa = request.param.partition("-")
-    if (
-        name == "triton"
-    ):  # few programs: the interpreter is slow, and a program then walks along several frames
-        monkeypatch.setattr(importlib.import_module("vidsmooth_fast.triton_kernels._video"), "ENOUGH", 16)
+    if name == "triton":  # few programs, so that each walks along several frames or tiles
+        for kernels, enough in (("_video", 16), ("group_norm_silu", 4)):
+            module = importlib.import_module(f"vidsmooth_fast.triton_kernels.{kernels}")
+            monkeypatch.setattr(module, "ENOUGH", enough)
     module = _dispatch.extension()
     with ops.backend(name):
         if isa:
