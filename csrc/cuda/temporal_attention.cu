@@ -9,7 +9,7 @@
 // the units take; they have time to spare: F frames ask for F/2 operations a byte, a tenth of what the units
 // do while that byte arrives.
 //
-// fp32 is multiplied as two tf32 numbers each, in three products. A window's result is added to what earlier
+// fp32 is multiplied as two tf32 numbers each, in four products. A window's result is added to what earlier
 // windows gave in the same registers, its probabilities multiplied by the window's share: no atomics, no
 // second pass.
 #include <math.h>
@@ -27,8 +27,8 @@ struct Params {
     void* out;
     int64_t stride[3][2];
     int64_t pixels, heads, width, frames, tiles, items;  // tiles of 16 query frames
-    float scale;                                         // times log2(e)
-    const float* weights;                                // (K); null: one window, every share 1
+    float scale;
+    const float* weights;  // (K); null: one window, every share 1
     int windows, window;
     int starts[kWindows];
 };
@@ -162,7 +162,7 @@ __device__ inline void probabilities(const Params& s, const Item<T>& item, const
 #pragma unroll
     for (int n = 0; n < Tiles; ++n) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) p[n][i] = exp2f(p[n][i] - (i < 2 ? top0 : top1));
+        for (int i = 0; i < 4; ++i) p[n][i] = exp2f((p[n][i] - (i < 2 ? top0 : top1)) * 1.44269504f);
         sum0 += p[n][0] + p[n][1];
         sum1 += p[n][2] + p[n][3];
     }
@@ -329,7 +329,7 @@ void run(const TemporalAttentionArgs& a, Stream stream) {
     p.pixels = a.pixels, p.heads = a.heads, p.width = a.width, p.frames = a.frames;
     p.tiles = (a.frames + kQueries - 1) / kQueries;
     p.items = a.batch * a.pixels * a.heads * p.tiles;
-    p.scale = float(a.scale * 1.4426950408889634);
+    p.scale = a.scale;
     p.weights = a.factors;
     p.window = static_cast<int>(a.window);
     p.windows = static_cast<int>(a.windows);
