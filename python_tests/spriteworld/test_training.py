@@ -157,18 +157,3 @@ def test_embedded_weights_are_small_and_load():
     model = vidsmooth_fast.load("sprite-world", device="cpu", dtype="float32")
     assert model.default_size == (128, 128) and model.downsampling == 4 and model.latent_channels == 4
     assert model.encode_text(["a red car is driving on the snow"]).shape[1:] == (LENGTH, 128)
-
-
-def test_classifier_and_samples_have_the_shapes_that_evaluation_needs(trained):
-    import vidsmooth_fast
-    from vidsmooth_fast.spriteworld.classifier import WORDS, accuracy, renders, train_classifier
-    from vidsmooth_fast.spriteworld.evaluate import sampled, sharpness
-
-    classifier = train_classifier(steps=2, batch=4, count=6, log=lambda line: None)
-    frames, found = renders(5, 1, held_out=True)
-    shares = accuracy(classifier, frames, found)
-    assert list(shares) == list(WORDS) and all(0 <= v <= 1 for v in shares.values())
-    assert sharpness(frames) > 10 * sharpness(np.full_like(frames, 127))
-    model = vidsmooth_fast.load(str(trained / "sprite-world"), device="cpu", dtype="float32")
-    pictures = sampled(model, ["a red car", "a bird", "a fish"], steps=2, guidance=2.0, seed=0, batch=2)
-    assert pictures.shape == (3, 128, 128, 3) and pictures.dtype == np.uint8
