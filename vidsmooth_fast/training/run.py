@@ -50,7 +50,6 @@ def accelerated(device: torch.device, precision: str, *, unused: bool) -> Iterat
     try:
         yield accelerator
     finally:
-        accelerator.free_memory()
         if ours:
             AcceleratorState._reset_state(reset_partial_state=accelerator.num_processes == 1)
 
