@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -52,6 +54,77 @@ def test_the_environment_can_ask_for_a_backend(monkeypatch):
     assert _dispatch.select("noise_constraint", VIDEO) == "torch"
 
 
+def test_an_argument_can_ask_for_a_backend(monkeypatch):
+    monkeypatch.setenv("VIDSMOOTH_BACKEND", "cuda")
+    with ops.backend("triton"):
+        got = ops.noise_constraint(VIDEO, VIDEO, c_over_lambda=1.0, strength=0.25, backend="torch")
+    torch.testing.assert_close(
+        got, ops.noise_constraint(VIDEO, VIDEO, c_over_lambda=1.0, strength=0.25, backend="auto")
+    )
+    with pytest.raises(ValueError, match=r"^backend: expected some of .* got 'gpu'$"):
+        ops.inversion_blend(VIDEO, VIDEO, weight=0.5, backend="gpu")
+    with pytest.raises(RuntimeError, match=r"^inversion_blend: no requested backend can run \(c"):
+        ops.inversion_blend(VIDEO.double(), VIDEO.double(), weight=0.5, backend="cpu")
+
+
+def test_an_argument_is_kept_by_compiled_graphs():
+    def run(video):
+        return ops.noise_constraint(video, video, c_over_lambda=1.0, strength=0.25, backend="cuda")
+
+    compiled = torch.compile(run, fullgraph=True, backend="eager")
+    with pytest.raises(RuntimeError, match=r"^noise_constraint: no requested backend can run \(cuda: "):
+        compiled(VIDEO)
+
+
+def test_triton_is_never_chosen_on_the_cpu(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert _dispatch.select("noise_constraint", VIDEO, VIDEO) != "triton"
+    monkeypatch.delenv("TRITON_INTERPRET")
+    with pytest.raises(RuntimeError, match=r"\(triton: the Triton kernels need CUDA tensors, got cpu\)$"):
+        ops.noise_constraint(VIDEO, VIDEO, c_over_lambda=1.0, strength=0.25, backend="triton")
+
+
+def test_gradients_need_not_have_the_kernels_asked_for():
+    q = torch.randn(4, 3, 8, requires_grad=True)
+    with ops.backend("cpu,torch"):
+        ops.temporal_attention(q, q, q, frames=4, heads=2).sum().backward()
+    assert q.grad.isfinite().all()
+    if _dispatch.extension() is not None:
+        assert _dispatch.select("temporal_attention_backward", q, backend="cpu") == "torch"
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "dtype", "first"),
+    [
+        (100, torch.float16, "cuda"),
+        (1000, torch.float16, "cuda"),
+        (1001, torch.float16, "triton"),
+        (10**12, torch.float16, "triton"),
+        (100, torch.float32, "triton"),  # nothing measured
+    ],
+)
+def test_what_was_measured_on_a_gpu_goes_first(monkeypatch, tmp_path, nbytes, dtype, first):
+    rows = [
+        {"operator": "window_merge", "dtype": "float16", "bytes_up_to": None, "backend": "triton"},
+        {"operator": "window_merge", "dtype": "float16", "bytes_up_to": 1000, "backend": "cuda"},
+    ]
+    (tmp_path / "gpu_choice.json").write_text(json.dumps({"device": "NVIDIA H200", "rows": rows}))
+    monkeypatch.setattr(_dispatch, "__file__", str(tmp_path / "_dispatch.py"))
+    _dispatch._measured.cache_clear()
+    try:
+        tensor = SimpleNamespace(device=torch.device("cuda", 0), dtype=dtype, nbytes=nbytes)
+        order = _dispatch._automatic("window_merge", tensor)
+        assert order[0] == first and sorted(order) == sorted(_dispatch.ORDER)
+    finally:
+        _dispatch._measured.cache_clear()
+
+
+def test_the_measured_choices_can_be_read():
+    for (operator, dtype), rows in _dispatch._measured().items():
+        assert operator in _dispatch._operators and hasattr(torch, dtype)
+        assert {name for _, name in rows} <= {"cuda", "triton"}
+
+
 def test_an_explicit_request_that_cannot_run_raises():
     with (
         ops.backend("cuda"),
@@ -81,7 +154,9 @@ def test_the_report_has_a_line_per_operator():
 
 
 def test_importing_says_nothing_and_loads_no_extension():
-    done = run("import sys, vidsmooth_fast.ops\nassert 'vidsmooth_fast._C' not in sys.modules")
+    done = run(
+        "import sys, vidsmooth_fast.ops\nassert not {'vidsmooth_fast._C', 'triton'} & set(sys.modules)"
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 

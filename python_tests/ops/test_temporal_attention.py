@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch.library import opcheck
 
 from vidsmooth_fast import ops
+from vidsmooth_fast.ops import _dispatch
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 FRAMES = [1, 2, 3, 5, 7, 8, 13, 16, 17, 24, 32, 33, 64]
@@ -51,6 +52,13 @@ def check(within_rule, qkv, frames, heads, scale=None):
 def test_every_number_of_frames(each_backend, poisoned, within_rule, frames, dtype):
     torch.manual_seed(0)
     check(within_rule, inputs(2, frames, 31, 3 * 40, dtype), frames, 3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("frames", [65, 100, 256])
+def test_long_videos(each_backend, poisoned, within_rule, frames, dtype):
+    torch.manual_seed(0)
+    check(within_rule, inputs(1, frames, 3, 2 * 20, dtype), frames, 2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -133,6 +141,9 @@ WINDOWS = [
     (7, [0, 2, 4, 6], [0.25, 1, 0.5]),
     (5, [3], [1.0, 2, 3, 2, 1]),
     (4, [2, 2, 2], [1.0, 2, 3, 2]),
+    (80, [*range(0, 64, 8), 64], [1.0, 2, 3, 4, 5, 6, 7, 8] * 2),
+    (100, list(range(0, 100, 20)), [float(i) for i in range(1, 41)]),  # long windows around a loop
+    (150, list(range(0, 150, 15)), [float(i) for i in range(33, 0, -1)]),
 ]
 
 
@@ -142,10 +153,24 @@ def test_windows(each_backend, poisoned, within_rule, frames, starts, weights, d
     torch.manual_seed(0)
     weights = torch.tensor(weights)
     for width in (40, 20, 5):
-        qkv = inputs(2, frames, 40, 3 * width, dtype)
+        qkv = inputs(2, frames, 40 if frames < 64 else 3, 3 * width, dtype)
         got = ops.temporal_attention(*qkv, frames=frames, heads=3, starts=starts, weights=weights)
         exact = windowed(*(t.double() for t in qkv), frames, 3, starts, weights)
         within_rule(got, windowed(*qkv, frames, 3, starts, weights), exact)
+
+
+def test_what_the_triton_kernel_cannot_take_is_said():
+    q, weights = torch.zeros(200, 1, 8), torch.ones(40)
+    supports = _dispatch._operators["temporal_attention"]["triton"].supports
+    fits, why = supports(q, q, q, weights, frames=200, heads=1, starts=[0])
+    assert (fits, why) == (
+        False,
+        "the Triton kernel takes windows of up to 33 of more than 128 frames, got 40",
+    )
+    wide = torch.zeros(2, 1, 300)
+    assert "heads of up to 256 columns, got 300" in supports(wide, wide, wide, frames=2, heads=1)[1]
+    gradient = _dispatch._operators["temporal_attention_backward"]["triton"].supports
+    assert "up to 64 frames, got 200" in gradient(q, q, q, q, frames=200, heads=1)[1]
 
 
 def test_one_window_of_all_frames_is_plain_attention(each_backend):
@@ -169,19 +194,21 @@ def test_gradients(windows):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_gradients_in_every_dtype(each_backend, within_rule, dtype):
+@pytest.mark.parametrize("starts", [None, [0, 4, 8], [2, 7, 12]], ids=["plain", "windows", "a loop"])
+def test_gradients_in_every_dtype(each_backend, poisoned, within_rule, starts, dtype):
     torch.manual_seed(0)
     qkv, grad = inputs(2, 16, 9, 4 * 40, dtype), torch.randn(32, 9, 160).to(dtype)
+    weights = None if starts is None else torch.tensor([1.0, 2, 3, 4, 4, 3, 2, 1])
 
     def gradients(function, *tensors):
         leaves = [t.clone().requires_grad_() for t in tensors[:3]]
         return torch.autograd.grad(function(*leaves), leaves, tensors[3])
 
     def ours(q, k, v):
-        return ops.temporal_attention(q, k, v, frames=16, heads=4)
+        return ops.temporal_attention(q, k, v, frames=16, heads=4, starts=starts, weights=weights)
 
     def plain(q, k, v):
-        return eager(q, k, v, 16, 4)
+        return eager(q, k, v, 16, 4) if starts is None else windowed(q, k, v, 16, 4, starts, weights)
 
     wide = gradients(plain, *(t.double() for t in (*qkv, grad)))
     for got, by_torch, exact in zip(
