@@ -175,6 +175,7 @@ def test_wheel_holds_the_whole_package(tmp_path):
     embedded = [info.file_size for info in archive.infolist() if "/embedded/" in info.filename]
     assert sum(embedded) <= 16 * 2**20
     assert not [name for name in names if name.startswith(("csrc/", "python_tests/", "triton_kernels/"))]
+    assert "vidsmooth_fast/triton_kernels/noise_constraint.py" in names
     code = """
 import torch, vidsmooth_fast._C
 from vidsmooth_fast import ops
