@@ -34,7 +34,7 @@ from .text import LENGTH, build_tokenizer, tokens
 
 SIZE = 64  # pixels a side that the network sees
 LIMIT = 6_000_000  # bytes of weights
-STEPS = 1400
+STEPS = 800
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 WORDS = {"object": OBJECTS, "colour": COLOURS, "background": BACKGROUNDS}
 """The words whose edits stand in one batch."""
