@@ -415,17 +415,23 @@ def consistency(
 @app.command()
 @one_line_errors
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for demo.mp4 and demo.png.")] = Path(
-        "out"
-    ),
-    frames: Annotated[int, typer.Option(help="Length of the video.")] = 256,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for what is made.")] = Path("out"),
+    frames: Annotated[
+        int | None, typer.Option(help="Length of the video, 256; of each in the gallery, 64.")
+    ] = None,
+    gallery: Annotated[
+        bool, typer.Option("--gallery", help="A page of videos of 12 prompts instead.")
+    ] = False,
     seed: Seed = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Edit a clip of the embedded world, with and without smoothing, side by side."""
+    """Edit a clip of the embedded world, with and without smoothing, side by side: demo.mp4 and demo.png."""
     from vidsmooth_fast.spriteworld.demo import run_demo
+    from vidsmooth_fast.spriteworld.gallery import run_gallery
 
-    typer.echo(run_demo(output, frames=frames, seed=seed, progress=not quiet))
+    run, length = (run_gallery, 64) if gallery else (run_demo, 256)
+    length = length if frames is None else frames
+    typer.echo(run(output, frames=length, seed=seed, progress=not quiet))
 
 
 @app.command()
