@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vidsmooth_fast.metrics.flicker import compensated_flicker, temporal_flicker
 from vidsmooth_fast.models.loading import load
+from vidsmooth_fast.models.video_model import VideoModel
 from vidsmooth_fast.sampling.fast_sample import fast_sample
 from vidsmooth_fast.sampling.inversion import invert
 from vidsmooth_fast.sampling.progress import duration
@@ -25,15 +26,19 @@ FPS = 16
 SAMPLING = dict(steps=16, scheduler="dpmpp_2m", merge="attention", window=16, stride=8)
 GUIDANCE = 4.0
 SMOOTH = NoiseConstraint(0.25, "source")
+TUNING = dict(loss="inr", steps=60, lr=3e-4, frames=16)
 STILLS = 6
 """Per panel, on the contact sheet."""
 
 
-def run_demo(folder: Path, *, frames: int = 256, seed: int = 0, progress: bool = True) -> str:
+def run_demo(
+    folder: Path, *, frames: int = 256, seed: int = 0, progress: bool = True, tuned: bool = False
+) -> str:
     """Write demo.mp4 and demo.png into `folder` and return a summary for people.
 
     The source is rendered, inverted once, and sampled twice with the edited prompt: as it is, and with the noise
-    constraint. frames: length of the video. Raises what `fast_sample` raises.
+    constraint. frames: length of the video. tuned: a fourth panel, by a model that was first tuned on the source's
+    beginning (see TUNING). Raises what `fast_sample` and `tune` raise.
     """
     folder.mkdir(parents=True, exist_ok=True)
     target = check_output(folder / "demo.mp4")
@@ -59,6 +64,8 @@ def run_demo(folder: Path, *, frames: int = 256, seed: int = 0, progress: bool =
     seconds = time.perf_counter() - began
 
     panels = {"source": source, "edited": edits[0], "edited, smoothed": edits[1]}
+    if tuned:
+        panels["edited, tuned"] = _tuned_edit(model, source, seed, progress)
     pictures = side_by_side(list(panels.values()), list(panels))
     first = next(pictures)
     chosen, stills = evenly_spaced(frames, STILLS), []
@@ -69,6 +76,24 @@ def run_demo(folder: Path, *, frames: int = 256, seed: int = 0, progress: bool =
                 stills.append(picture)
     write_picture(folder / "demo.png", contact_sheet(stills, columns=1, size=first.shape[:2]))
     return _summary(folder, panels, frames, seconds)
+
+
+def _tuned_edit(model: VideoModel, source: Video, seed: int, progress: bool) -> Video:
+    """The same edit by a model that has seen the source."""
+    from vidsmooth_fast.training.tuner import tune
+
+    learned = tune(model, source, caption(SCENE), seed=seed, progress=progress, **TUNING)
+    return fast_sample(
+        learned,
+        caption(EDIT),
+        len(source),
+        source=source,
+        source_prompt=caption(SCENE),
+        guidance=GUIDANCE,
+        seed=seed,
+        progress=progress,
+        **SAMPLING,
+    )
 
 
 def _summary(folder: Path, panels: dict[str, Video], frames: int, seconds: float) -> str:
