@@ -6,6 +6,7 @@ import functools
 import sys
 import warnings
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -422,6 +423,9 @@ def demo(
     gallery: Annotated[
         bool, typer.Option("--gallery", help="A page of videos of 12 prompts instead.")
     ] = False,
+    tuned: Annotated[
+        bool, typer.Option("--tune", help="A panel more, by a model tuned on the clip first.")
+    ] = False,
     seed: Seed = 0,
     quiet: Quiet = False,
 ) -> None:
@@ -429,7 +433,9 @@ def demo(
     from vidsmooth_fast.spriteworld.demo import run_demo
     from vidsmooth_fast.spriteworld.gallery import run_gallery
 
-    run, length = (run_gallery, 64) if gallery else (run_demo, 256)
+    if gallery and tuned:
+        raise ValueError("--gallery and --tune: expected one of them")
+    run, length = (run_gallery, 64) if gallery else (partial(run_demo, tuned=tuned), 256)
     length = length if frames is None else frames
     typer.echo(run(output, frames=length, seed=seed, progress=not quiet))
 
