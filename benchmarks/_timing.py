@@ -2,28 +2,59 @@
 
 Machines drift and are shared, so one round runs each contender once, with the caches flushed in between, and
 ratios compare medians over rounds. The bandwidth to reach is that of a memory copy timed in the same rounds.
+
+Every operator's benchmark takes `[seconds] [--device cuda] [--results FOLDER] [--tiny]`: seconds for each case; on a
+GPU the Triton and the CUDA kernels are contenders beside each other and "ours" is the faster; tiny problems try the
+program.
 """
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import datetime
+import functools
+import importlib.metadata
 import json
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from vidsmooth_fast import ops
 from vidsmooth_fast.ops import _dispatch
 
 RESULTS = Path(__file__).parent / "results"
+
+
+@functools.cache
+def options() -> argparse.Namespace:
+    """What the command line says: seconds (None: the benchmark's own), device, results, tiny."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("seconds", type=float, nargs="?")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--tiny", action="store_true")
+    chosen = parser.parse_args()
+    if chosen.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("no CUDA device that torch can use: nothing to measure")
+    return chosen
+
+
+def on_gpu() -> bool:
+    return options().device == "cuda"
+
+
+def randn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Made on the device that is measured."""
+    return torch.randn(*shape, device=options().device).to(dtype)
 
 
 class Case(NamedTuple):
@@ -36,6 +67,16 @@ class Case(NamedTuple):
     exact: Callable[[], Tensor | tuple[Tensor, ...]]  # in float64
     compile: bool = False  # time torch.compile of eager too
     others: dict[str, Callable[[], object]] | None = None
+    first: Tensor | None = None  # the operator's first tensor, by whose size and dtype the dispatch chooses
+    facts: dict[str, object] | None = None  # kept in the record, to plot by
+
+    @property
+    def first_bytes(self) -> int | None:
+        return None if self.first is None else self.first.nbytes
+
+    @property
+    def dtype(self) -> str | None:
+        return None if self.first is None else str(self.first.dtype).removeprefix("torch.")
 
 
 def keep_freed_memory() -> bool:
@@ -71,6 +112,10 @@ def check(case: Case) -> float:
 
 def measure(contenders: dict[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:
     """Seconds per call of each contender, in rounds that run each once after flushing the caches."""
+    return (_measure_gpu if on_gpu() else _measure_cpu)(contenders, seconds)
+
+
+def _measure_cpu(contenders: dict[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:
     flush = torch.empty(16 << 20)  # 64 MB
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for run in contenders.values():
@@ -85,6 +130,27 @@ def measure(contenders: dict[str, Callable[[], object]], seconds: float) -> dict
     return times
 
 
+def _measure_gpu(contenders: dict[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:
+    """Between events on the stream; the flush keeps the GPU busy while the call is prepared."""
+    flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")  # five times the L2 cache of an H200
+    events: dict[str, list] = {name: [] for name in contenders}
+    for run in contenders.values():
+        for _ in range(3):
+            run()
+    torch.cuda.synchronize()
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(events[next(iter(events))]) < 10:
+        for name, run in contenders.items():
+            pair = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+            flush.zero_()
+            pair[0].record()
+            run()
+            pair[1].record()
+            events[name].append(pair)
+        torch.cuda.synchronize()
+    return {name: [a.elapsed_time(b) / 1e3 for a, b in pairs] for name, pairs in events.items()}
+
+
 def _quantile(values: list[float], q: float) -> float:
     return torch.tensor(values, dtype=torch.float64).quantile(q).item()
 
@@ -97,14 +163,43 @@ def _processor() -> str:
         return platform.processor()
 
 
-def environment() -> dict[str, object]:
-    """What a number means nothing without."""
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _output(*command: str) -> str:
+    """What a program prints, or nothing where there is no such program."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
+    except OSError:
+        return ""
+    return done.stdout.strip()
+
+
+@functools.cache
+def _gpu() -> dict[str, object]:
+    """The GPU, its software, and its rate on a large bf16 matrix product."""
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    seconds = _quantile(_measure_gpu({"product": lambda: a @ b}, 0.3)["product"], 0.5)
+    return {
+        "device": torch.cuda.get_device_name(),
+        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0],
+        "cuda": torch.version.cuda,
+        "triton": _version("triton"),
+        "gemm_tflops": round(2 * 8192**3 / seconds / 1e12, 1),
+    }
+
+
+def environment(*, gpu: bool = False) -> dict[str, object]:
+    """What a number means nothing without. gpu: whether it was taken on the GPU."""
     module = _dispatch.extension()
-    root = Path(__file__).parents[1]
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=root)
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip(),
+        "commit": os.environ.get("VIDSMOOTH_COMMIT") or _output("git", "rev-parse", "--short", "HEAD"),
+        **(_gpu() if gpu else {"device": "cpu"}),
         "machine": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -116,30 +211,83 @@ def environment() -> dict[str, object]:
     }
 
 
-def run(name: str, cases: list[Case], *, seconds: float = 5.0) -> None:
-    """Check, time, print and append to results/<name>.jsonl; about `seconds` for each case."""
+def _check_backend(name: str, case: Case) -> tuple[str, float]:
+    """Why this backend does not take part (empty: it does), and its largest error."""
+    try:
+        with ops.backend(name):
+            return "", check(case)
+    except RuntimeError as error:  # no such kernel, or the machine lacks what it needs
+        return str(error).splitlines()[0], 0.0
+
+
+def _with_backend(name: str, run: Callable[[], object]) -> Callable[[], object]:
+    def call() -> object:
+        with ops.backend(name):
+            return run()
+
+    return call
+
+
+def _contenders(case: Case) -> tuple[dict[str, Callable[[], object]], float]:
+    """Everybody who can run this case, ours first, and the largest error of ours."""
+    if not on_gpu():
+        error, ours = check(case), {"ours": case.ours}
+    else:
+        ours, error = {}, 0.0
+        for name in ("triton", "cuda"):
+            why, its_error = _check_backend(name, case)
+            if why:
+                print(f"  {name} takes no part: {why}")
+                continue
+            ours[name], error = _with_backend(name, case.ours), max(error, its_error)
+        if not ours:
+            raise RuntimeError(f"{case.label}: neither Triton nor CUDA can run it")
+    others = {"eager": case.eager, **(case.others or {})}
+    if case.compile:
+        others["torch.compile"] = torch.compile(case.eager, dynamic=False)
+    able = {}
+    for name, run in others.items():
+        try:
+            run()
+            able[name] = run
+        except (
+            Exception
+        ) as reason:  # a rival that refuses this shape or device is a result, not a failure of ours
+            print(
+                f"  {name} cannot run this: {(str(reason).splitlines() or [type(reason).__name__])[0][:150]}"
+            )
+    return {**ours, **able}, error
+
+
+def _memory(call: Callable[[], object]) -> float:
+    """MiB of GPU memory that a call takes beyond what was there before it, its result included."""
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
+
+
+def run(name: str, cases: Iterable[Case], *, seconds: float = 5.0) -> None:
+    """Check, time, print and append to <results>/<name>.jsonl; about `seconds` for each case."""
+    seconds = options().seconds or seconds
     kept = keep_freed_memory()
-    setting = environment()
-    print(
-        f"{name}: {setting['machine']}, {setting['threads']} threads, load {setting['load']}, {setting['isa']}"
-    )
-    RESULTS.mkdir(exist_ok=True)
+    setting = environment(gpu=on_gpu())
+    where = setting["device"] if on_gpu() else f"{setting['machine']}, {setting['isa']}"
+    print(f"{name}: {where}, {setting['threads']} threads, load {setting['load']}")
+    options().results.mkdir(parents=True, exist_ok=True)
     for case in cases:
-        error = check(case)
-        # The copy is 64 MB or as large as the case, whichever is less: a short case is compared with a short copy.
-        source = torch.randn(max(1, min(case.moved // 8, 16 << 20)))
+        print(f"\n{case.label}: {case.moved / 2**20:.1f} MiB to move")
+        contenders, error = _contenders(case)
+        # Of the same size as the case, on a CPU up to 64 MB: a short case is compared with a short copy.
+        largest = (1 << 28) if on_gpu() else (16 << 20)
+        source = randn(max(1, min(case.moved // 8, largest)))
         target = torch.empty_like(source)
-        contenders: dict[str, Callable[[], object]] = {
-            "ours": case.ours,
-            "eager": case.eager,
-            "copy": lambda target=target, source=source: target.copy_(source),
-            **(case.others or {}),
-        }
-        if case.compile:
-            contenders["torch.compile"] = torch.compile(case.eager, dynamic=False)
+        contenders["copy"] = lambda target=target, source=source: target.copy_(source)
+        extra = {contender: _memory(call) for contender, call in contenders.items()} if on_gpu() else {}
         times = measure(contenders, seconds)
-        copy_rate = 2 * source.nbytes / _quantile(times["copy"], 0.5)
-        print(f"\n{case.label}: {case.moved / 2**20:.1f} MiB to move, largest error {error:.2g}")
+        medians = {contender: _quantile(taken, 0.5) for contender, taken in times.items()}
+        best = min((n for n in ("ours", "triton", "cuda") if n in medians), key=medians.__getitem__)
+        copy_rate = 2 * source.nbytes / medians["copy"]
         rows = {}
         for contender, taken in times.items():
             median, p20, p80 = (_quantile(taken, q) for q in (0.5, 0.2, 0.8))
@@ -150,23 +298,30 @@ def run(name: str, cases: list[Case], *, seconds: float = 5.0) -> None:
                 "p80_us": round(p80 * 1e6, 1),
                 "gb_per_s": round(moved / median / 1e9, 2),
                 "of_copy": round(moved / median / copy_rate, 3),
-                "ours_faster": round(median / _quantile(times["ours"], 0.5), 2),
+                "ours_faster": round(median / medians[best], 2),
             }
+            if extra:
+                rows[contender]["memory_mib"] = extra[contender]
             r = rows[contender]
             print(
                 f"  {contender:14} {r['median_us']:11.1f} us  [{r['p20_us']:.1f}, {r['p80_us']:.1f}]  "
                 f"{r['gb_per_s']:7.2f} GB/s  {r['of_copy']:5.2f} of copy  {r['ours_faster']:6.2f} x ours"
             )
+        rows["ours"] = rows[best]
         record = {
             "operator": name,
             "case": case.label,
             "bytes": case.moved,
+            "first_bytes": case.first_bytes,
+            "dtype": case.dtype,
+            "backend": best,
             "error": error,
-            "rounds": len(times["ours"]),
+            "rounds": len(times[best]),
             "memory_kept": kept,
             "rows": rows,
+            **(case.facts or {}),
             **setting,
         }
-        with open(RESULTS / f"{name}.jsonl", "a") as file:
+        with open(options().results / f"{name}.jsonl", "a") as file:
             file.write(json.dumps(record) + "\n")
         sys.stdout.flush()

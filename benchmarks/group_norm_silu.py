@@ -1,10 +1,10 @@
-"""Time group_norm_silu on the CPU: python benchmarks/group_norm_silu.py"""
+"""Time group_norm_silu: python benchmarks/group_norm_silu.py [--device cuda]"""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from _timing import Case, run
+from _timing import Case, on_gpu, options, randn, run
 from torch import Tensor
 
 from vidsmooth_fast import ops
@@ -20,8 +20,8 @@ def eager(x: Tensor, weight: Tensor, bias: Tensor, groups: int, frames: int) -> 
 
 def case(images, frames, channels, pixels, groups=32, dtype=torch.float32, compile=False) -> Case:
     torch.manual_seed(0)
-    x = torch.randn(images, channels, pixels, pixels).to(dtype, memory_format=torch.channels_last)
-    weight, bias = torch.randn(channels).to(dtype), torch.randn(channels).to(dtype)
+    x = randn(images, channels, pixels, pixels, dtype=dtype).to(memory_format=torch.channels_last)
+    weight, bias = randn(channels, dtype=dtype), randn(channels, dtype=dtype)
     settings = {"groups": groups, "frames": frames}
     return Case(
         label=f"{images} images of {channels} x {pixels} x {pixels}, statistics over {frames}, {str(dtype)[6:]}",
@@ -30,19 +30,34 @@ def case(images, frames, channels, pixels, groups=32, dtype=torch.float32, compi
         eager=lambda: eager(x, weight, bias, **settings),
         exact=lambda: eager(x.double(), weight.double(), bias.double(), **settings),
         compile=compile,
+        first=x,
     )
+
+
+# Stable Diffusion 1.5 at 512 x 512: channels and pixels of its levels
+LEVELS = [(320, 64), (640, 32), (1280, 16), (1280, 8)]
+
+
+def cases():
+    """One at a time, so that only one is in memory."""
+    if options().tiny:
+        yield case(4, 2, 40, 4, groups=4)
+    elif on_gpu():
+        for dtype in (torch.bfloat16, torch.float16, torch.float32):
+            for channels, pixels in reversed(LEVELS):
+                yield case(
+                    32, 16, channels, pixels, dtype=dtype, compile=dtype == torch.bfloat16 and pixels == 64
+                )
+            yield case(32, 1, 320, 64, dtype=dtype)
+    else:
+        for dtype in (torch.float32, torch.bfloat16):
+            yield case(16, 16, 320, 64, dtype=dtype, compile=True)
+            yield case(16, 1, 320, 32, dtype=dtype)
+            yield case(16, 16, 1280, 16, dtype=dtype)
+            yield case(32, 1, 48, 32, groups=16, dtype=dtype)
+            yield case(32, 1, 128, 8, groups=16, dtype=dtype)
 
 
 if __name__ == "__main__":
     with torch.inference_mode():
-        for dtype in (torch.float32, torch.bfloat16):
-            run(
-                "group_norm_silu",
-                [
-                    case(16, 16, 320, 64, dtype=dtype, compile=True),
-                    case(16, 1, 320, 32, dtype=dtype),
-                    case(16, 16, 1280, 16, dtype=dtype),
-                    case(32, 1, 48, 32, groups=16, dtype=dtype),
-                    case(32, 1, 128, 8, groups=16, dtype=dtype),
-                ],
-            )
+        run("group_norm_silu", cases())
