@@ -173,7 +173,7 @@ def test_wheel_holds_the_whole_package(tmp_path):
     )
     assert set(tracked.stdout.split()) <= names
     embedded = [info.file_size for info in archive.infolist() if "/embedded/" in info.filename]
-    assert sum(embedded) <= 16 * 2**20
+    assert sum(embedded) <= 22 * 10**6  # sprite-world at most 16 MB, its CLIP at most 6
     assert not [name for name in names if name.startswith(("csrc/", "python_tests/", "triton_kernels/"))]
     assert "vidsmooth_fast/triton_kernels/noise_constraint.py" in names
     code = """
