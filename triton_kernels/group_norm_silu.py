@@ -10,6 +10,9 @@ therefore work on blocks of 64 columns whatever the groups are:
 Where all of a group fits into the registers of a program, one pass does everything: these are the small images, which
 the second level cache holds and for which a launch counts more than a sector.
 
+Rows come in tiles of 32, two of them on their way to shared memory while one is summed: a read-only pass needs more
+bytes in flight than registers have room for.
+
 The backward pass computes the statistics again, sums the gradients of weight and bias by column and range of rows,
 and derives from these sums what the gradient of x needs of each group.
 """
@@ -52,7 +55,7 @@ def _statistics(
     shift = tl.sum(begun, 0) / tl.minimum(count, ROWS)  # near the mean: what is summed below stays small
     sums = tl.zeros([ROWS, COLUMNS], tl.float32)
     squares = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for begin in range(0, count, ROWS):
+    for begin in tl.range(0, count, ROWS, num_stages=3):
         row = begin + tl.arange(0, ROWS)
         mask = (row < count)[:, None] & there[None, :]
         value = tl.load(x + at[None, :] + (row * channels)[:, None], mask=mask, other=0).to(tl.float32)
@@ -131,7 +134,7 @@ def _normalise(
         tl.float32
     )
     shift = tl.load(bias + column, mask=there, other=0).to(tl.float32)
-    for begin in range(0, count, ROWS):
+    for begin in tl.range(0, count, ROWS, num_stages=3):
         row = begin + tl.arange(0, ROWS)
         mask = (row < count)[:, None] & there[None, :]
         here = at[None, :] + (row * channels)[:, None]
@@ -211,7 +214,7 @@ def _sums(
     b = tl.load(bias + column, mask=there, other=0).to(tl.float32)[None, :]
     to_bias = tl.zeros([ROWS, COLUMNS], tl.float32)
     to_weight = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for begin in range(0, count, ROWS):
+    for begin in tl.range(0, count, ROWS, num_stages=3):
         row = begin + tl.arange(0, ROWS)
         mask = (row < count)[:, None] & there[None, :]
         here = at[None, :] + (row * channels)[:, None]
@@ -255,7 +258,7 @@ def _to_x(
     along = tl.load(means + groups, mask=there, other=0)[None, :]
     w = tl.load(weight + column, mask=there, other=0).to(tl.float32)[None, :]
     b = tl.load(bias + column, mask=there, other=0).to(tl.float32)[None, :]
-    for begin in range(0, count, ROWS):
+    for begin in tl.range(0, count, ROWS, num_stages=3):
         row = begin + tl.arange(0, ROWS)
         mask = (row < count)[:, None] & there[None, :]
         here = at[None, :] + (row * channels)[:, None]
@@ -308,7 +311,7 @@ def group_norm_silu(
 
     columns = min(64, triton.next_power_of_2(channels))
     tile = {
-        "ROWS": 64 if x.element_size() == 2 else 32,
+        "ROWS": 32,
         "COLUMNS": columns,
         "num_warps": 4,
         "enable_fp_fusion": True,
