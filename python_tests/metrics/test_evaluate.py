@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import vidsmooth_fast as vsf
+from vidsmooth_fast.metrics.base import Moment
 from vidsmooth_fast.metrics.flow import RaftFlow, raft_missing
 from vidsmooth_fast.metrics.registry import METRICS, WEIGHT_FREE
 from vidsmooth_fast.metrics.report import bootstrap_interval
@@ -151,14 +152,71 @@ def test_raft_says_what_it_lacks():
     assert vsf.evaluate(video(pan(4)), metrics=["motion"]).settings["flow"].startswith("DIS")
 
 
-def test_raft_finds_a_known_translation():
-    if raft_missing() is not None:
-        pytest.skip(f"RAFT lacks {raft_missing()}")
-    from vidsmooth_fast.metrics.base import Moment
+STAND_IN = """
+import torch
+class Network(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.shift = torch.nn.Parameter(torch.zeros(2))
+    def forward(self, before, after):
+        assert before.shape == after.shape and before.dim() == 4 and before.dtype == torch.float32
+        assert before.shape[2] % 8 == 0 and before.shape[3] % 8 == 0 and before.abs().max() <= 1
+        same = before[..., :8, :8].sub(after[..., :8, :8]).abs().max() == 0
+        flow = self.shift * (0 if same else 1)
+        return [torch.zeros(1, 2, 1, 1), flow.view(1, 2, 1, 1).expand(-1, -1, *before.shape[2:])]
+def raft_large(weights):
+    assert weights is None
+    return Network()
+"""
 
-    before, after = pan(2, 4, 160)
-    flow = RaftFlow()(Moment(0, before), Moment(1, after))
-    assert np.median(flow[..., 0]) == pytest.approx(-4, abs=0.3) and abs(np.median(flow[..., 1])) < 0.3
+
+def test_raft_is_used_where_it_is_at_hand(tmp_path, monkeypatch):
+    """With a stand-in for torchvision's network: padding to eights, cropping back, weights from the hub's folder."""
+    import sys
+
+    import torch
+
+    from vidsmooth_fast.metrics.flow import DisFlow, make_flow
+
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        monkeypatch.delitem(sys.modules, name)
+    models = tmp_path / "torchvision" / "models"
+    models.mkdir(parents=True)
+    for folder in (models, models.parent):
+        (folder / "__init__.py").write_text("")
+    (models / "optical_flow.py").write_text(STAND_IN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert isinstance(make_flow("auto"), DisFlow) and "weights" in raft_missing()
+    path = tmp_path / "hub" / "checkpoints" / "raft_large_C_T_SKHT_V2-ff5fadd5.pth"
+    path.parent.mkdir(parents=True)
+    torch.save({"shift": torch.tensor([3.0, -1.0])}, path)
+    flow = make_flow("auto")
+    assert isinstance(flow, RaftFlow) and isinstance(make_flow("dis"), DisFlow)
+    before, after = (Moment(n, frame) for n, frame in enumerate(pan(2, 4, 130)))
+    found = flow(before, after)
+    assert found.shape == (130, 130, 2) and found.dtype == np.float32
+    assert (found[..., 0] == 3).all() and (found[..., 1] == -1).all()
+    report = vsf.evaluate(video(pan(3, 4, 64)), metrics=["jitter"], flow="auto")
+    assert report.settings["flow"] is None
+    small = vsf.evaluate(video(pan(3, 4, 64)), flow="auto", clip=FakeClip(), autoencoder=FakeAutoencoder())
+    assert small.skipped["motion"] == "optical flow needs frames of at least 128x128, got 64x64"
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+class FakeClip:
+    name = "none"
+
+    def images(self, frames):
+        return np.ones((len(frames), 1))
+
+
+class FakeAutoencoder:
+    name, downsampling = "none", 2
+
+    def latents(self, frames):
+        return np.ones((len(frames), 1, 32, 32), np.float32)
 
 
 def test_bootstrap_interval():

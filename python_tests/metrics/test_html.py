@@ -94,6 +94,8 @@ def test_plays_in_step_in_chromium(page_file, tmp_path):
             != "restless.mp4"
         )
         assert "lost.mp4: no such file" in page.evaluate("document.getElementById('remarks').textContent")
-        assert "clip_t" not in page.evaluate("document.getElementById('remarks').textContent")  # not asked for
+        assert "clip_t" not in page.evaluate(
+            "document.getElementById('remarks').textContent"
+        )  # not asked for
         page.screenshot(tmp_path / "report.png")
         assert (tmp_path / "report.png").stat().st_size > 50_000
