@@ -7,6 +7,7 @@ import torch
 
 from vidsmooth_fast.models import VideoUNet
 from vidsmooth_fast.training.losses import (
+    FRAMES,
     OBJECTIVES,
     TERMS,
     Objective,
@@ -204,10 +205,9 @@ def test_short_clips(name, frames):
     total, parts = Objective(name)(p)
     total.backward()
     assert total.isfinite() and p.epsilon.grad.isfinite().all()
-    need = Objective(name).needs_neighbours
     for term, value in parts.items():
-        if term not in ("plain", "foreground", "background"):
-            assert (float(value) == 0) == (frames < need)
+        assert (float(value) == 0) == (frames < FRAMES.get(term, 1))
+    assert Objective(name).least_frames == 1 and Objective({"smooth": 1.0}).least_frames == 3
 
 
 def test_v_prediction_and_epsilon_agree():

@@ -322,6 +322,7 @@ def flat(value: int, frames: int = 4) -> Video:
         ({"loss": "foreground", "mask": np.zeros((4, 16, 16))}, "mask: nothing is foreground"),
         ({"loss": "foreground", "mask": np.ones((2, 16, 16))}, r"mask: expected shape \(4, H, W\)"),
         ({"loss": {"smooth": 1.0}, "frames": 2}, "compare neighbouring frames and vanish for 2"),
+        ({"loss": {"inr": 1.0}, "pictures": True}, "compare neighbouring frames and vanish for 1"),
         ({"steps": 0}, "steps: expected a whole number of at least 1"),
         ({"lr": float("nan")}, "lr: expected a number above 0, got nan"),
         ({"timesteps": (500, 500)}, "timesteps: expected"),
@@ -355,6 +356,27 @@ def test_bad_output_is_refused_before_any_work(tmp_path):
     with pytest.raises(ValueError, match="resume: expected a folder"):
         tune(tiny_model(), sliding(), "a red car", resume=tmp_path / "photos" / "me.jpg", **QUICK)
     assert (tmp_path / "photos" / "me.jpg").read_bytes() == b"x"
+
+
+def test_no_space_for_the_result(tmp_path, monkeypatch):
+    """The run is not lost: its last checkpoint is named, and the same call only has to write."""
+
+    def full(self, root):
+        (root / "unet").mkdir(parents=True)
+        (root / "unet" / "half").write_bytes(b"x")
+        raise OSError(28, "No space left on device")
+
+    options = dict(output=tmp_path / "out", dtype="float32", **QUICK)
+    with monkeypatch.context() as patch:
+        patch.setattr(vsf.VideoModel, "_write", full)
+        with pytest.raises(
+            OSError, match="cannot write the tuned model .*No space left on device.*out.run holds"
+        ):
+            tune(tiny_model(), sliding(), "a red car", **options)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.run"]
+    seen = []
+    tune(tiny_model(), sliding(), "a red car", callback=lambda *values: seen.append(values), **options)
+    assert not seen and vsf.load(tmp_path / "out").tuning["prompt"] == "a red car"
 
 
 def test_other_predictions_are_refused():

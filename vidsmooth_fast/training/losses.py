@@ -111,6 +111,10 @@ TERMS = {
     "background": lambda p: masked_loss(p.error, 1 - p.foreground),
 }
 MASKED = ("foreground", "background")
+FRAMES = {
+    "smooth": 3, "smooth-simple": 3, "smooth-naive": 2, "inr": 2, "inr-forward": 2, "inr-backward": 2,
+}  # fmt: skip
+"""Frames below which a term has nothing to compare and is 0."""
 
 OBJECTIVES = {
     "plain": {"plain": 1.0},
@@ -151,12 +155,9 @@ class Objective:
         return any(name in MASKED for name in self.weights)
 
     @property
-    def needs_neighbours(self) -> int:
-        """Frames below which every term but `plain` and the masked ones vanishes: 1, 2 or 3."""
-        need = [
-            {"smooth": 3, "smooth-simple": 3}.get(n, 2) for n in self.weights if n not in ("plain", *MASKED)
-        ]
-        return max(need, default=1)
+    def least_frames(self) -> int:
+        """Frames of a clip below which every term vanishes and nothing would be learned: 1, 2 or 3."""
+        return min(FRAMES.get(name, 1) for name in self.weights)
 
     def __call__(self, predicted: Predicted) -> tuple[Tensor, dict[str, Tensor]]:
         """(total, {term: value before its weight}).

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from vidsmooth_fast.models.loading import choose_device, choose_dtype, load
 from vidsmooth_fast.models.video_model import VideoModel
@@ -132,6 +133,8 @@ def tune(
         raise ValueError(
             "mask: this loss needs the clip's foreground; vidsmooth_fast.conditioning.masks.foreground_masks finds it"
         )
+    if Objective(loss).needs_mask and pairs:
+        raise ValueError("loss: foreground and background need masks, and pairs have none")
     target = _target(output)
     if resume is None and target is not None:
         resume = target.with_name(target.name + ".run")
@@ -140,8 +143,9 @@ def tune(
     returned_dtype, model = _master(model, device, dtype)
     settings = settings.for_model(model)
     clip = read_clip(video, settings.frames, settings.size, pictures=pictures)
-    if len(clip) < Objective(loss).needs_neighbours and not pictures and "plain" not in settings.loss:
-        raise ValueError(f"loss: its terms compare neighbouring frames and vanish for {len(clip)} of them")
+    seen = 1 if pictures or pairs else len(clip)
+    if seen < Objective(loss).least_frames:
+        raise ValueError(f"loss: its terms compare neighbouring frames and vanish for {seen} of them")
     run = Run(
         model,
         settings,
@@ -158,9 +162,15 @@ def tune(
     )
     updates = run.train()
     if target is not None and run.is_main:
-        model.save(target)
-        if updates:
-            write_tensors(target / "lora.safetensors", updates, {"format": "pt"})
+        try:
+            model.save(target)
+            if updates:
+                write_tensors(target / "lora.safetensors", updates, {"format": "pt"})
+        except (OSError, SafetensorError) as error:
+            raise OSError(
+                f"cannot write the tuned model {target}: {error}; {resume} holds its last checkpoint, and the same "
+                "call goes on from there"
+            ) from error
         model.path = target
     return model.to(dtype=returned_dtype)
 
