@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import _gpu_report
+
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "PERFORMANCE.md"
 
@@ -18,6 +20,7 @@ OPERATORS = {
     "denoise_step": "denoising step: merge, guide, constrain and step in one pass",
     "temporal_attention": "temporal attention",
     "sparse_causal_attention": "sparse-causal attention",
+    "group_norm_silu": "group norm and SiLU",
 }
 
 INTRODUCTION = """# Performance
@@ -25,7 +28,7 @@ INTRODUCTION = """# Performance
 Written by `python benchmarks/report.py` from the records in `benchmarks/results/`. Every benchmark first checks its
 results, then times all contenders in the same rounds, so compare the columns of one row; absolute times drift from
 run to run. "Of copy" is the rate at which the bytes that must move did move, against a memory copy in the same rounds.
-No GPU kernels exist yet, so there are no GPU rows.
+Everything here was taken on a CPU except the section on GPUs.
 """
 
 
@@ -136,6 +139,8 @@ def main() -> None:
     for name, title in OPERATORS.items():
         lines += operator_section(name, title)
     lines += evaluation_section()
+    gpu = RESULTS / "gpu"
+    lines += _gpu_report.section(gpu, _gpu_report.plot(gpu, PAGE.parent / "images"))
     PAGE.write_text("\n".join(lines).rstrip() + "\n")
     print(PAGE)
 

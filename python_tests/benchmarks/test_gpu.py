@@ -1,0 +1,144 @@
+"""The program that measures on a GPU, as far as it runs without one."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+OPERATORS = (
+    "denoise_step",
+    "group_norm_silu",
+    "inversion_blend",
+    "noise_constraint",
+    "sparse_causal_attention",
+    "temporal_attention",
+    "window_merge",
+)
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+
+
+def load(name: str):
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(*command: object) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHON": sys.executable}
+    return subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, timeout=240, env=environment
+    )
+
+
+@no_gpu
+def test_without_a_gpu_the_script_says_so_in_one_line(tmp_path):
+    done = run("bash", BENCHMARKS / "run_gpu.sh", tmp_path)
+    assert done.returncode == 3
+    assert (
+        done.stdout
+        == "run_gpu.sh: no CUDA device that torch can use; nothing was built, tested or measured\n"
+    )
+    assert done.stderr == ""
+
+
+@no_gpu
+def test_without_a_gpu_a_benchmark_says_so_in_one_line():
+    done = run(sys.executable, BENCHMARKS / "window_merge.py", "--device", "cuda")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "no CUDA device that torch can use: nothing to measure\n"
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_every_benchmark_runs(operator, tmp_path):
+    done = run(sys.executable, BENCHMARKS / f"{operator}.py", "0.01", "--tiny", "--results", tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    records = [json.loads(line) for line in (tmp_path / f"{operator}.jsonl").read_text().splitlines()]
+    assert records
+    for record in records:
+        assert record["device"] == "cpu" and record["backend"] == "ours"
+        assert {"ours", "eager", "copy"} <= set(record["rows"])
+        assert record["first_bytes"] > 0 and record["dtype"] == "float32"
+
+
+def record(operator="window_merge", size=100, triton=2.0, cuda=1.0, **more) -> dict:
+    times = {"triton": triton, "cuda": cuda, "eager": 9.0, "copy": 0.5}
+    best = min(("triton", "cuda"), key=times.__getitem__)
+    rows = {
+        name: {"median_us": t, "p20_us": t, "p80_us": t, "of_copy": 0.5 / t, "ours_faster": t / times[best]}
+        for name, t in times.items()
+    }
+    return {
+        **{
+            "operator": operator,
+            "case": f"{size} bytes",
+            "bytes": 3 * size,
+            "first_bytes": size,
+            "dtype": "float32",
+        },
+        **{
+            "backend": best,
+            "rows": {**rows, "ours": rows[best]},
+            "device": "invented",
+            "driver": "1",
+            "cuda": "2",
+        },
+        **{
+            "torch": "3",
+            "triton": "4",
+            "gemm_tflops": 5,
+            "commit": "abc",
+            "date": "2000-01-01T00:00",
+            **more,
+        },
+    }
+
+
+def test_the_table_of_choices():
+    choice = load("_gpu_choice")
+    records = [record(size=100), record(size=200), record(size=400, triton=1.0, cuda=3.0), record(size=300)]
+    wanted = {"operator": "window_merge", "dtype": "float32"}
+    assert choice.rows(records) == [
+        {**wanted, "bytes_up_to": 300, "backend": "cuda"},
+        {**wanted, "bytes_up_to": None, "backend": "triton"},
+    ]
+    assert choice.rows([{**record(), "rows": {"ours": {}}}]) == []
+
+
+def test_the_dispatch_reads_that_table(monkeypatch, tmp_path):
+    from vidsmooth_fast.ops import _dispatch
+
+    table = tmp_path / "gpu_choice.json"
+    table.write_text(json.dumps({"device": "invented", "rows": load("_gpu_choice").rows([record()])}))
+    monkeypatch.setattr(Path, "with_name", lambda self, name: tmp_path / name)
+    assert _dispatch._measured.__wrapped__() == {("window_merge", "float32"): [(float("inf"), "cuda")]}
+
+
+def test_the_page_has_no_gpu_figures_before_there_are_any(tmp_path):
+    report = load("_gpu_report")
+    text = "\n".join(report.section(tmp_path))
+    assert "No GPU figure has been taken yet" in text and "run_gpu.sh" in text
+    assert report.plot(tmp_path, tmp_path) == []
+    (tmp_path / "window_merge.jsonl").write_text(json.dumps(record(device="cpu")) + "\n")
+    assert "No GPU figure" in "\n".join(report.section(tmp_path))
+
+
+def test_the_page_with_figures(tmp_path):
+    pytest.importorskip("matplotlib", reason="the train extra draws the plots")
+    report = load("_gpu_report")
+    (tmp_path / "window_merge.jsonl").write_text(
+        "".join(json.dumps(record(size=2**n)) + "\n" for n in (20, 24))
+    )
+    attention = [record("temporal_attention", 2**f, frames=f, pixels=64, dtype="bfloat16") for f in (8, 16)]
+    (tmp_path / "temporal_attention.jsonl").write_text("".join(json.dumps(r) + "\n" for r in attention))
+    text = "\n".join(report.section(tmp_path, report.plot(tmp_path, tmp_path)))
+    assert "window_merge (to reach: 0.85 of copy)" in text and "9.00×" in text
+    assert (tmp_path / "gpu_bandwidth.png").stat().st_size and (tmp_path / "gpu_speedup.png").stat().st_size
