@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CXX_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 BUILD_INPUTS := pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc -type f)
-BENCH ?= $(filter-out benchmarks/_% benchmarks/baselines.py benchmarks/report.py, $(wildcard benchmarks/*.py))
+BENCH ?= $(filter-out benchmarks/_% benchmarks/baselines.py benchmarks/report.py benchmarks/tuning_study.py, $(wildcard benchmarks/*.py))
 
 .DELETE_ON_ERROR:
 .PHONY: help install demo test test-all lint bench clean
