@@ -62,7 +62,28 @@ def _variants() -> list[str]:
 
 
 # The interpreter takes seconds for what a GPU does in microseconds: on Triton, all but these tests are slow.
-_FAST_WHEN_INTERPRETED = set[str]()
+_FAST_WHEN_INTERPRETED = {
+    "test_denoise_step.py::test_against_the_equations[triton-everything-torch.bfloat16]",
+    "test_denoise_step.py::test_few_frames[triton-2-constrained loop]",
+    "test_group_norm_silu.py::test_against_the_equation[triton-ten channels a group-torch.float32]",
+    "test_group_norm_silu.py::test_against_the_equation[triton-many rows-torch.bfloat16]",
+    "test_group_norm_silu.py::test_gradients_in_every_dtype[triton-uneven-torch.float16]",
+    "test_inversion_blend.py::test_against_the_equation[triton-True-(2, 3, 5, 3, 7)-torch.float16]",
+    "test_noise_constraint.py::test_against_the_equation[triton-False-(2, 3, 5, 3, 7)-torch.bfloat16]",
+    "test_noise_constraint.py::test_layouts[triton-channels last]",
+    "test_sparse_causal_attention.py::test_patterns[triton-neighbours-2-torch.float32]",
+    "test_sparse_causal_attention.py::test_patterns[triton-first, previous-5-torch.bfloat16]",
+    "test_sparse_causal_attention.py::test_sizes[triton-100-1-160]",
+    "test_temporal_attention.py::test_every_number_of_frames[triton-1-torch.bfloat16]",
+    "test_temporal_attention.py::test_every_number_of_frames[triton-5-torch.float32]",
+    "test_temporal_attention.py::test_every_number_of_frames[triton-64-torch.float16]",
+    "test_temporal_attention.py::test_long_videos[triton-100-torch.bfloat16]",
+    "test_temporal_attention.py::test_windows[triton-7-starts3-weights3-torch.float16]",
+    "test_temporal_attention.py::test_windows[triton-150-starts8-weights8-torch.bfloat16]",
+    "test_temporal_attention.py::test_gradients_in_every_dtype[triton-windows-torch.bfloat16]",
+    "test_window_merge.py::test_against_the_equation[triton-(K,)-around the end-torch.float16]",
+    "test_window_merge.py::test_every_shape_of_weights[triton-(5, 7)-strided]",
+}
 
 
 @pytest.hookimpl(tryfirst=True)
