@@ -75,15 +75,22 @@ struct Floats {
     float at[V] = {};
 };
 
-// Reads what no thread writes, past the L1 cache: every element is wanted once.
-template <class T, int V>
+// Reads what no thread writes: elements that are wanted once, past the L1 cache; other ones keep a place
+// there. Spelled out, because of a pointer to 16-bit elements the compiler knows no better alignment: it
+// would read bytes.
+template <class T, int V, bool Again = false>
 __device__ inline Pack<T, V> load(const T* p) {
     if constexpr (V * sizeof(T) == 16) {
         uint4 raw;
 #ifdef __CUDACC__
-        asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-            : "=r"(raw.x), "=r"(raw.y), "=r"(raw.z), "=r"(raw.w)
-            : "l"(p));
+        if constexpr (Again)
+            asm("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+                : "=r"(raw.x), "=r"(raw.y), "=r"(raw.z), "=r"(raw.w)
+                : "l"(p));
+        else
+            asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                : "=r"(raw.x), "=r"(raw.y), "=r"(raw.z), "=r"(raw.w)
+                : "l"(p));
 #else
         raw = *reinterpret_cast<const uint4*>(p);
 #endif
@@ -108,7 +115,20 @@ __device__ inline void store(T* p, const Floats<V>& v) {
     Pack<T, V> pack;
 #pragma unroll
     for (int i = 0; i < V; ++i) narrow(v.at[i], pack.at[i]);
-    *reinterpret_cast<Pack<T, V>*>(p) = pack;
+    if constexpr (sizeof pack == 16) {
+        uint4 raw;
+        memcpy(&raw, &pack, 16);
+#ifdef __CUDACC__
+        asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};"
+                     :
+                     : "l"(p), "r"(raw.x), "r"(raw.y), "r"(raw.z), "r"(raw.w)
+                     : "memory");
+#else
+        *reinterpret_cast<uint4*>(p) = raw;
+#endif
+    } else {
+        *reinterpret_cast<Pack<T, V>*>(p) = pack;
+    }
 }
 
 // sum += factor * v

@@ -55,7 +55,7 @@ __device__ inline Pack<T, Shape<T>::lanes> read(const T* row, int64_t column, in
     Pack<T, lanes> pack = {};
     if (!exists) return pack;
     if constexpr (Packed) {
-        if (column < width) memcpy(&pack, row + column, 16);
+        if (column < width) pack = load<T, lanes, true>(row + column);  // other warps read it too
     } else {
 #pragma unroll
         for (int i = 0; i < lanes; ++i)

@@ -44,7 +44,7 @@ def test_every_source_is_in_the_build():
 def test_compiles_without_spills(source, tmp_path, record_property):
     command = [_nvcc(), "-std=c++17", "-O3", "-arch=sm_90", "-Xptxas", "-v", f"-I{ROOT / 'csrc'}"]
     done = subprocess.run(
-        [*command, "-cubin", source, "-o", tmp_path / "kernels.cubin"],
+        [*command, "-cubin", source, "-o", tmp_path / "kernels.cubin", "-keep", "-keep-dir", tmp_path],
         capture_output=True,
         text=True,
         timeout=390,
@@ -61,6 +61,10 @@ def test_compiles_without_spills(source, tmp_path, record_property):
     print(
         f"{source.name}: {len(kernels)} kernels, {min(registers.values())} to {max(registers.values())} registers"
     )
+    (assembly,) = tmp_path.glob("*.ptx")
+    accesses = set(re.findall(r"\b(?:ld|st)\.(?:global|local)[\w.:]*", assembly.read_text()))
+    assert any(name.endswith(".v4.u32") for name in accesses), "no access of 16 bytes"
+    assert not [name for name in accesses if name.endswith("8") or ".local" in name], accesses
     spilling = [name for name, stores, loads, _ in kernels if (stores, loads) != ("0", "0")]
     assert not spilling, f"registers spill in {spilling}"
 
