@@ -310,7 +310,7 @@ def temporal_attention(
     keys = tile
     if windows and chunks > 1:
         keys = KEYS_IN_TILE
-        settings["num_warps"] *= 2  # of 4 warps, each thread would need all 255 registers
+        settings["num_warps"] = 8  # of 4 warps, each thread would need all 255 registers
     _forward[(rows // frames * blocks * chunks,)](
         *inputs,
         *results,
