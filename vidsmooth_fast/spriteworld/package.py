@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from ..models.video_model import VideoModel, quiet_transformers
@@ -30,6 +31,7 @@ def package(out: Path, target: Path, *, tiny: bool = False) -> str:
         name="sprite-world",
     )
     whole.save(target)
+    shutil.rmtree(target / "unet_2d")  # the same weights by a hard link, which a wheel would turn into a copy
     with quiet_transformers():
         model.text_encoder.half().save_pretrained(target / "text_encoder")
     # transformers 4 reads these two files instead of tokenizer.json
