@@ -240,7 +240,7 @@ class VideoModel:
         self.tokenizer.save_pretrained(root / "tokenizer")
         index = {
             "_class_name": "VideoModel",
-            "unet": ["vidsmooth_fast", "VideoUNet"],
+            "unet": ["diffusers", "UNet2DConditionModel"],  # what a pipeline is to be given, from unet_2d
             "vae": ["diffusers", type(self.vae).__name__],
             "text_encoder": ["transformers", type(self.text_encoder).__name__],
             "tokenizer": ["transformers", "CLIPTokenizer"],
