@@ -79,7 +79,7 @@ def train_classifier(
         for g in optimiser.param_groups:
             g["lr"] = 2e-3 * (1 - (step + 1) / steps)
         if (step + 1) % 100 == 0:
-            log(f"classifier: step {step + 1}/{steps} loss {float(loss):.3f}")
+            log(f"classifier: step {step + 1}/{steps} loss {loss.item():.3f}")
     return model.eval()
 
 

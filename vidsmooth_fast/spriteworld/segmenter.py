@@ -77,7 +77,7 @@ def train_segmenter(
         for g in optimiser.param_groups:
             g["lr"] = 3e-3 * (1 - (step + 1) / steps)
         if (step + 1) % 100 == 0:
-            log(f"segmenter: step {step + 1}/{steps} loss {float(loss):.3f}")
+            log(f"segmenter: step {step + 1}/{steps} loss {loss.item():.3f}")
     return model.eval()
 
 
