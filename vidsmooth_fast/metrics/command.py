@@ -27,7 +27,7 @@ def evaluate_files(
 ) -> tuple[str, list[tuple[str, str]]]:
     """Judge every video that `inputs` name (see `inputs.collect`), and write "json", "csv" and "html" where asked.
 
-    Returns the table for the terminal, and (name, reason) of everything that could not be judged.
+    Returns the table for the terminal, and (name, reason) of everything that could not be judged or written.
     Raises: ValueError, OSError before any video is judged for what no video could meet.
     """
     inputs = list(inputs)
@@ -37,10 +37,14 @@ def evaluate_files(
     targets = {kind: _place(kind, path) for kind, path in outputs.items() if path is not None}
     found = collect(inputs, prompt=prompt, source=source, videos=videos)
     batch = evaluate_many(found, metrics=metrics or None, **options)
+    failures = batch.failures
     for kind, path in targets.items():
-        with _renamed(path) as temporary:
-            temporary.write_text(WRITERS[kind](batch), encoding="utf-8")
-    return batch.table(), batch.failures
+        try:
+            with _renamed(path) as temporary:
+                temporary.write_text(WRITERS[kind](batch), encoding="utf-8")
+        except (OSError, ValueError) as error:  # the numbers are still shown, and the other files written
+            failures.append((str(path), f"not written: {' '.join(str(error).split())}"))
+    return batch.table(), failures
 
 
 def _place(kind: str, path: Path) -> Path:
