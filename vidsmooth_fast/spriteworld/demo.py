@@ -21,7 +21,7 @@ from vidsmooth_fast.video import Video, VideoWriter, check_output
 from vidsmooth_fast.video_panels import contact_sheet, evenly_spaced, side_by_side, write_picture
 
 SCENE = Scene("car", "red", "road", "cartoon", seed=HELD_OUT_SEED)
-EDIT = SCENE.edit(colour="blue", background="snow")
+EDIT = SCENE.edit(colour="blue")
 FPS = 16
 SAMPLING = dict(steps=16, scheduler="dpmpp_2m", merge="attention", window=16, stride=8)
 GUIDANCE = 4.0
