@@ -47,6 +47,11 @@ def test_bad_input(tmp_path):
         ({"prompt": ""}, "prompt: expected"),
         ({"step": 6}, "step: expected 1 to 5, one of the 6 reverse steps"),
         ({"mode": "exact"}, "mode: expected"),
+        ({"tuning_steps": 0}, "tuning_steps: expected a whole number of at least 1, got 0"),
+        ({"lr": -1.0}, "lr: expected a number above 0"),
+        ({"sampling_steps": 0}, "steps: expected"),
+        ({"frames": 1}, "video: expected at least 2 frames"),
+        ({"sam": tmp_path / "sam_vit_b.pth"}, "checkpoint: expected Segment Anything's weights"),
         ({"output": tmp_path / "file"}, "output: expected a folder"),
     ):
         arguments = {"prompt": "a red car", "output": tmp_path / "out", **QUICK, **change}
@@ -55,3 +60,18 @@ def test_bad_input(tmp_path):
             consistency(tiny_model(), sliding(5), prompt, output, **arguments)
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_holds_one_run(tmp_path, found, monkeypatch):
+    """Another run's tuning would be refused after the first two stages: it is refused before them."""
+    clip, out = sliding(4), tmp_path / "out"
+    consistency(tiny_model(), clip, "a red car", out, **QUICK)
+    made = (out / "4-consistent.mp4").read_bytes()
+    for change in ({"prompt": "a blue car"}, {"video": sliding(4, seed=1)}, {"lr": 1e-3}):
+        arguments = {"video": clip, "prompt": "a red car", **QUICK, **change}
+        with monkeypatch.context() as patch:
+            patch.setattr(module._Reverse, "run", None)
+            with pytest.raises(ValueError, match="holds a run of another clip, model or settings"):
+                consistency(tiny_model(), arguments.pop("video"), output=out, **arguments)
+    consistency(tiny_model(), clip, "a red car", out, **QUICK)
+    assert (out / "4-consistent.mp4").read_bytes() == made

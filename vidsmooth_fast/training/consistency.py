@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -12,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vidsmooth_fast.conditioning.masks import foreground_masks
+from vidsmooth_fast.conditioning.segment_anything import load_predictor
 from vidsmooth_fast.models.loading import load
 from vidsmooth_fast.models.video_model import VideoModel
-from vidsmooth_fast.sampling.checkpoint import check_folder
+from vidsmooth_fast.sampling.checkpoint import check_folder, fingerprint
 from vidsmooth_fast.sampling.engine import Guidance, State, denoise
 from vidsmooth_fast.sampling.fast_sample import fast_sample
 from vidsmooth_fast.sampling.job import Job
@@ -22,6 +24,7 @@ from vidsmooth_fast.sampling.noise import initial_noise
 from vidsmooth_fast.sampling.options import Options
 from vidsmooth_fast.sampling.progress import Progress
 from vidsmooth_fast.training.fusion import MODES, average_fusion
+from vidsmooth_fast.training.noising import Noising
 from vidsmooth_fast.training.tuner import tune
 from vidsmooth_fast.video import Video
 from vidsmooth_fast.video_panels import side_by_side
@@ -68,13 +71,19 @@ def consistency(
     steps, step, n, tuning_steps, lr: the paper's settings. sam: Segment Anything's checkpoint; GrabCut without it.
     sampling_steps, guidance, window, stride: of the last stage; guidance and windows of the first two too.
 
-    Returns the last stage's Video. Raises what `fast_sample`, `foreground_masks` and `tune` raise, and ValueError for a
-    step outside the schedule.
+    Returns the last stage's Video. The same call goes on from a tuning that was interrupted. Raises ValueError before
+    any work for bad input, among it a step outside the schedule, or an output that holds the run of another clip, model
+    or settings; later what `fast_sample`, `foreground_masks` and `tune` raise.
     """
     if not isinstance(prompt, str) or not prompt.strip():
         raise ValueError(f"prompt: expected what the result shall show, got {prompt!r}")
     if mode not in MODES:
         raise ValueError(f"mode: expected {' or '.join(MODES)}, got {mode!r}")
+    if isinstance(tuning_steps, bool) or not isinstance(tuning_steps, int) or tuning_steps < 1:
+        raise ValueError(f"tuning_steps: expected a whole number of at least 1, got {tuning_steps!r}")
+    if isinstance(lr, bool) or not isinstance(lr, (int, float)) or not 0 < lr < math.inf:
+        raise ValueError(f"lr: expected a number above 0, got {lr!r}")
+    predictor = None if sam is None else load_predictor(sam)
     folder = Path(output)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output: expected a folder, got the file {folder}")
@@ -82,10 +91,14 @@ def consistency(
         model = load(model, device=device or "auto", dtype="float32")
     source = video if isinstance(video, Video) else Video.open(video)
     count = len(source) if frames is None else min(frames, len(source))
+    if count < 2:
+        raise ValueError(f"video: expected at least 2 frames to learn motion from, got {count}")
+    Noising(model.scheduler_config, model.prediction_type)  # says what it cannot tune
     height, width = size or model.default_size
     common = dict(
         frames=count, guidance=guidance, window=window, stride=stride, seed=seed, height=height, width=width
     )
+    Options(steps=sampling_steps, **common).for_model(model, has_source=True, has_latents=False)
     options = Options(strength=strength, steps=steps, scheduler="ddpm", init="independent", **common)
     options = options.for_model(model, has_source=True, has_latents=False)
     job = Job(model, options, branches=(1 if guidance == 1 else 2,))
@@ -99,9 +112,15 @@ def consistency(
 
     clip = job.fit(source)
     reverse = _Reverse(job, prompt, clip, step, progress)
+    settings = {
+        "prompt": prompt, "model": model.name, "strength": strength, "steps": steps, "step": step, "n": n, "mode": mode,
+        "sam": None if sam is None else Path(sam).name, "tuning_steps": tuning_steps, "lr": lr,
+        "sampling_steps": sampling_steps, **common,
+    }  # fmt: skip
+    _claim(folder, settings, fingerprint(settings, [*model.unet.parameters(), reverse.start]))
     separate = reverse.run()
     first = _keep(job, separate, clip.fps, folder / STAGES[0])
-    masks = foreground_masks(first, checkpoint=sam)
+    masks = foreground_masks(first, predictor=predictor)
     shown = [np.where(m[..., None], f, f // 4) for f, m in zip(first, masks, strict=True)]
     Video.from_frames(shown, fps=clip.fps).save(folder / STAGES[1])
 
@@ -134,12 +153,23 @@ def consistency(
     Video.from_frames(list(side_by_side(list(panels.values()), list(panels))), fps=clip.fps).save(
         folder / STAGES[5]
     )
-    settings = {
-        "prompt": prompt, "model": model.name, "strength": strength, "steps": steps, "step": step, "n": n, "mode": mode,
-        "tuning_steps": tuning_steps, "lr": lr, "sampling_steps": sampling_steps, **common,
-    }  # fmt: skip
-    (folder / "consistency.json").write_text(json.dumps(settings, indent=2) + "\n")
     return last
+
+
+def _claim(folder: Path, settings: dict, mark: str) -> None:
+    """Write what is made in this folder; raises ValueError where something else is, to which its tuning belongs."""
+    said = folder / "consistency.json"
+    try:
+        before = json.loads(said.read_text())["fingerprint"] if said.exists() else mark
+    except (ValueError, KeyError, TypeError):
+        before = None
+    if before != mark:
+        raise ValueError(
+            f"output: {folder} holds a run of another clip, model or settings; give another folder, or delete it"
+        )
+    partial = said.with_suffix(".part")
+    partial.write_text(json.dumps({**settings, "fingerprint": mark}, indent=2) + "\n")
+    os.replace(partial, said)
 
 
 class _Reverse:
