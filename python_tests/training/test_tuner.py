@@ -388,9 +388,23 @@ def test_other_predictions_are_refused():
         tune(tiny_model(prediction_type="sample"), sliding(), "a red car", **QUICK)
 
 
+def test_the_network_is_tuned_on_the_device_it_is_on(monkeypatch):
+    """A network on cuda:1 stays there; of several launched processes each takes its own GPU."""
+    from vidsmooth_fast.training.run import accelerated
+    from vidsmooth_fast.training.tuner import _own_gpu
+
+    with accelerated(torch.device("cpu"), "fp32", unused=False) as accelerator:
+        assert accelerator.prepare(torch.nn.Linear(2, 2, device="meta")).weight.is_meta
+    assert _own_gpu(torch.device("cuda:1")) == torch.device("cuda:1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert _own_gpu(torch.device("cuda")) == _own_gpu(torch.device("cuda:0")) == torch.device("cuda:1")
+    assert _own_gpu(torch.device("cpu")) == torch.device("cpu")
+
+
 @pytest.mark.slow
 def test_two_processes_share_each_step(tmp_path):
-    """accelerate launch with two CPU processes: one result, unlike that of one process, with twice the noise."""
+    """Two launched CPU processes: one result, unlike that of one process, with twice the noise."""
     root = Path(__file__).parents[2]
     script = tmp_path / "launched.py"
     script.write_text(
@@ -404,10 +418,9 @@ def test_two_processes_share_each_step(tmp_path):
     launch = [
         sys.executable,
         "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
         str(script),
     ]
     ran = subprocess.run(

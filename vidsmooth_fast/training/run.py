@@ -40,12 +40,15 @@ Validation = tuple[list[str], int, dict]  # prompts, steps between samplings, fu
 def accelerated(device: torch.device, precision: str, *, unused: bool) -> Iterator[Accelerator]:
     """An Accelerator; the process-wide state that it needs is removed afterwards unless it was there before.
 
-    unused: some steps do not reach every trained parameter.
+    device: where the network and its batches are, and stay. unused: some steps do not reach every trained parameter.
     """
     ours = AcceleratorState._shared_state == {}
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=unused)]
     accelerator = Accelerator(
-        mixed_precision=MIXED[precision], cpu=device.type == "cpu", kwargs_handlers=handlers
+        mixed_precision=MIXED[precision],
+        cpu=device.type == "cpu",
+        kwargs_handlers=handlers,
+        device_placement=False,
     )
     try:
         yield accelerator

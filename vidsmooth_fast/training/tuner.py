@@ -195,9 +195,9 @@ def _master(model: VideoModel | str | os.PathLike, device, dtype) -> tuple[torch
     A model in half precision holds rounded weights. Where its files still say what was rounded, they are read again.
     """
     if not isinstance(model, VideoModel):
-        device = choose_device(device or "auto")
+        device = _own_gpu(choose_device(device or "auto"))
         return choose_dtype(dtype or "auto", device), load(model, device=device, dtype=torch.float32)
-    device = choose_device(device or model.device)
+    device = _own_gpu(choose_device(device or model.device))
     wanted = choose_dtype(dtype or model.dtype, device)
     if model.dtype == torch.float32:
         return wanted, copy.deepcopy(model).to(device)
@@ -215,6 +215,13 @@ def _master(model: VideoModel | str | os.PathLike, device, dtype) -> tuple[torch
         stacklevel=3,
     )
     return wanted, copy.deepcopy(model).to(device, torch.float32)
+
+
+def _own_gpu(device: torch.device) -> torch.device:
+    """Under `accelerate launch` with several processes each has the GPU of its number."""
+    if device.type == "cuda" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    return device
 
 
 def _rounds_to(full: VideoModel, model: VideoModel) -> bool:
