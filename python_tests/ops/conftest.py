@@ -68,6 +68,7 @@ _FAST_WHEN_INTERPRETED = {
     "test_group_norm_silu.py::test_against_the_equation[triton-ten channels a group-torch.float32]",
     "test_group_norm_silu.py::test_against_the_equation[triton-many rows-torch.bfloat16]",
     "test_group_norm_silu.py::test_gradients_in_every_dtype[triton-uneven-torch.float16]",
+    "test_group_norm_silu.py::test_weights_that_lie_apart[triton]",
     "test_inversion_blend.py::test_against_the_equation[triton-True-(2, 3, 5, 3, 7)-torch.float16]",
     "test_noise_constraint.py::test_against_the_equation[triton-False-(2, 3, 5, 3, 7)-torch.bfloat16]",
     "test_noise_constraint.py::test_layouts[triton-channels last]",
@@ -81,6 +82,7 @@ _FAST_WHEN_INTERPRETED = {
     "test_temporal_attention.py::test_windows[triton-7-starts3-weights3-torch.float16]",
     "test_temporal_attention.py::test_windows[triton-150-starts8-weights8-torch.bfloat16]",
     "test_temporal_attention.py::test_gradients_in_every_dtype[triton-windows-torch.bfloat16]",
+    "test_temporal_attention.py::test_weights_that_lie_apart[triton]",
     "test_window_merge.py::test_against_the_equation[triton-(K,)-around the end-torch.float16]",
     "test_window_merge.py::test_every_shape_of_weights[triton-(5, 7)-strided]",
 }

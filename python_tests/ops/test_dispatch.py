@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -91,6 +92,31 @@ def test_gradients_need_not_have_the_kernels_asked_for():
     assert q.grad.isfinite().all()
     if _dispatch.extension() is not None:
         assert _dispatch.select("temporal_attention_backward", q, backend="cpu") == "torch"
+
+
+@pytest.mark.parametrize("operator", ["temporal_attention", "group_norm_silu"])
+def test_gradients_follow_a_request_into_another_thread(monkeypatch, operator):
+    """Where PyTorch computes those of a GPU: what a block asks for is known in its own thread only."""
+    asked = {}
+
+    def select(name, *args, backend=None, **keywords):
+        asked[name] = _dispatch._wanted(backend)
+        return "torch"
+
+    monkeypatch.setattr(_dispatch, "select", select)
+    if operator == "temporal_attention":
+        x = torch.randn(4, 3, 8, requires_grad=True)
+        call, settings = ops.temporal_attention, {"frames": 4, "heads": 2}
+    else:
+        x = torch.randn(4, 8, 3, 3, requires_grad=True)
+        call, settings = ops.group_norm_silu, {"groups": 2}
+    others = (torch.randn(8), torch.randn(8)) if operator == "group_norm_silu" else (x, x)
+    for block, argument, wanted in (("torch", None, "torch"), ("torch", "cpu", "cpu"), ("auto", None, None)):
+        with ops.backend(block):
+            out = call(x, *others, **settings, backend=argument)
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(out.sum().backward).result()
+        assert asked[f"{operator}_backward"] == ((wanted,) if wanted else ())
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,20 @@ def test_weights_of_any_dtype(each_backend, within_rule, dtype):
         within_rule(ops.group_norm_silu(x, w, b, groups=3, frames=2), eager(x, w, b, 3, 2), exact)
 
 
+def test_weights_that_lie_apart(each_backend):
+    x, weight, bias = inputs((2, 8, 3, 3))
+    apart, repeated = torch.stack([weight, bias], 1), torch.tensor([0.5]).expand(8)
+
+    def run(weight, bias):
+        leaves = [t.detach().requires_grad_() for t in (x, weight, bias)]
+        out = ops.group_norm_silu(*leaves, groups=4, frames=2)
+        return out, *torch.autograd.grad(out.square().sum(), leaves)
+
+    for w, b in ((apart[:, 0], apart[:, 1]), (apart[:, 0], repeated)):
+        for got, expected in zip(run(w, b), run(w.contiguous(), b.contiguous()), strict=True):
+            torch.testing.assert_close(got, expected)
+
+
 def test_a_mean_far_from_zero_costs_no_precision(each_backend, within_rule):
     x, weight, bias = inputs((4, 16, 9, 9), offset=300.0)
     exact = by_hand(x.double(), weight.double(), bias.double(), 4, 2)

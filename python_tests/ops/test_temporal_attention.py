@@ -159,6 +159,17 @@ def test_windows(each_backend, poisoned, within_rule, frames, starts, weights, d
         within_rule(got, windowed(*qkv, frames, 3, starts, weights), exact)
 
 
+def test_weights_that_lie_apart(each_backend):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 5, 2, 16)
+    apart = torch.tensor([[1.0, 9.0], [2.0, 9.0], [4.0, 9.0]])[:, 0]
+    settings = {"frames": 5, "heads": 1, "starts": [0, 2]}
+    for weights in (apart, torch.ones(1).expand(3)):
+        got = ops.temporal_attention(q, k, v, weights=weights, **settings)
+        expected = ops.temporal_attention(q, k, v, weights=weights.contiguous(), **settings)
+        torch.testing.assert_close(got, expected)
+
+
 def test_what_the_triton_kernel_cannot_take_is_said():
     q, weights = torch.zeros(200, 1, 8), torch.ones(40)
     supports = _dispatch._operators["temporal_attention"]["triton"].supports

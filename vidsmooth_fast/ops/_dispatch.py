@@ -194,6 +194,15 @@ def backend(names: str) -> Iterator[None]:
         _requested.reset(token)
 
 
+def kept_request(settings: dict[str, Any]) -> dict[str, str | None]:
+    """The request that a call's gradient has to follow, as an argument for its operator.
+
+    settings: the call's keyword arguments. A GPU's gradients are computed in a thread of their own, which does not see
+    the block of :func:`backend` around the call.
+    """
+    return {"backend": settings.get("backend") or _requested.get()}
+
+
 def select(operator: str, tensor: Tensor, *args: Any, backend: str | None = None, **keywords: Any) -> str:
     """The name of the backend that a call with these arguments runs on."""
     explicit = _wanted(backend)

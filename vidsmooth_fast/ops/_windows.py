@@ -39,7 +39,7 @@ def coverage(starts: tuple[int, ...], length: int, frames: int) -> Coverage:
     return Coverage(first, window.contiguous(), position.contiguous())
 
 
-@functools.lru_cache(maxsize=1024)  # a few kB each; a captured graph keeps reading them
+@functools.cache  # a few kB each, kept for good: captured graphs go on reading them
 def coverage_on(
     device: torch.device, starts: tuple[int, ...], length: int, frames: int
 ) -> tuple[Coverage, int]:

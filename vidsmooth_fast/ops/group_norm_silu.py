@@ -12,6 +12,7 @@ from ._dispatch import (
     Backend,
     cpu_supports,
     extension,
+    kept_request,
     register,
     triton_kernel,
     triton_supports,
@@ -46,6 +47,10 @@ def reference(
     wide = _checks.wide(_tall(x, frames))
     y = torch.group_norm(wide, groups, weight.to(wide.dtype), bias.to(wide.dtype), eps)
     return _images(F.silu(y) if silu else y, x)
+
+
+def _cpu_supports(x, *_args, **_settings):
+    return cpu_supports(x)  # weight and bias are widened
 
 
 def _cpu(
@@ -86,6 +91,7 @@ def _triton_supports(x, *_args, **_settings):
 
 def _triton(x, weight, bias, *, groups, frames=1, eps=1e-5, silu=True):
     out = torch.empty_like(x, memory_format=torch.channels_last)
+    weight, bias = weight.contiguous(), bias.contiguous()
     triton_kernel("group_norm_silu")(x, weight, bias, out, groups=groups, frames=frames, eps=eps, silu=silu)
     return out
 
@@ -100,15 +106,15 @@ _op = register(
     torch_backend=reference,
     fake=_fake,
     triton=Backend(_triton_supports, _triton),
-    cpu=Backend(cpu_supports, _cpu),
+    cpu=Backend(_cpu_supports, _cpu),
 )
 
 
 def _backward_reference(grad, x, weight, bias, *, groups, frames, eps, silu):
     """Through PyTorch's own backward of both parts, with the normalised values computed again."""
     tall = _checks.wide(_tall(x, frames))
-    w, b = weight.to(tall.dtype), bias.to(tall.dtype)
-    # aten's backward reads both as they lie: they must lie alike
+    # aten's kernels read all of these as they lie: weights dense, and both images alike
+    w, b = weight.to(tall.dtype).contiguous(), bias.to(tall.dtype).contiguous()
     tall = tall.contiguous(memory_format=torch.channels_last)
     g = _tall(grad, frames).to(tall.dtype).contiguous(memory_format=torch.channels_last)
     sizes = (tall.shape[0], tall.shape[1], tall.shape[2] * tall.shape[3], groups)
@@ -128,7 +134,8 @@ def _triton_backward_supports(grad, x=None, *_args, **_settings):
 def _triton_backward(grad, x, weight, bias, **settings):
     out = torch.empty_like(x, memory_format=torch.channels_last)
     grad = grad.contiguous(memory_format=torch.channels_last)
-    to_weight, to_bias = triton_kernel("group_norm_silu")(x, weight, bias, out, grad=grad, **settings)
+    tensors = x, weight.contiguous(), bias.contiguous(), out
+    to_weight, to_bias = triton_kernel("group_norm_silu")(*tensors, grad=grad, **settings)
     return out, to_weight.to(weight.dtype), to_bias.to(bias.dtype)
 
 
@@ -152,7 +159,8 @@ _backward_op = register(
 
 def _setup_context(ctx, inputs, keyword_only_inputs, output):
     ctx.save_for_backward(*inputs)
-    ctx.settings = {"frames": 1, "eps": 1e-5, "silu": True, **keyword_only_inputs}
+    defaults = {"frames": 1, "eps": 1e-5, "silu": True}
+    ctx.settings = {**defaults, **keyword_only_inputs, **kept_request(keyword_only_inputs)}
 
 
 def _backward(ctx, grad):

@@ -102,7 +102,7 @@ def _triton_supports(q, k=None, v=None, kv_frames=None, *, heads=1, scale=None, 
     return triton_supports(q)
 
 
-@functools.lru_cache(maxsize=1024)  # a few kB each; a captured graph keeps reading them
+@functools.cache  # a few kB each, kept for good: captured graphs go on reading them
 def _sources_on(
     device: torch.device, rows: tuple[tuple[int, ...], ...]
 ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -112,9 +112,9 @@ def _sources_on(
     return *integers, torch.tensor(bias, device=device) if any(bias) else None
 
 
-@functools.lru_cache(maxsize=64)
+@functools.cache  # kept like `_sources_on`; made on the CPU, because what a graph's own kernels write is the graph's
 def _every(device: torch.device, frames: int, count: int) -> Tensor:
-    return torch.arange(0, (frames + 1) * count, count, dtype=torch.int32, device=device)
+    return torch.arange(0, (frames + 1) * count, count, dtype=torch.int32).to(device)
 
 
 def _triton(q, k, v, kv_frames, *, frames, heads, scale=None):

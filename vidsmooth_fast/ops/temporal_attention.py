@@ -15,6 +15,7 @@ from ._dispatch import (
     Backend,
     cpu_supports,
     extension,
+    kept_request,
     register,
     triton_kernel,
     triton_supports,
@@ -124,7 +125,7 @@ def _triton_backward_supports(grad, q=None, k=None, v=None, weights=None, *, fra
     return _triton_supports(grad if q is None else q, k, v, weights, frames=frames, **settings)
 
 
-@functools.lru_cache(maxsize=1024)  # a few kB each; a captured graph keeps reading them
+@functools.cache  # a few kB each, kept for good: captured graphs go on reading them
 def _windows_by_chunk(
     device: torch.device, starts: tuple[int, ...], length: int, frames: int
 ) -> tuple[Tensor, Tensor]:
@@ -141,7 +142,7 @@ def _windows_for_triton(q, weights, frames, starts):
     if weights is None:
         return None
     starts = tuple(start % frames for start in starts)
-    return weights.float(), *_windows_by_chunk(q.device, starts, len(weights), frames)
+    return weights.float().contiguous(), *_windows_by_chunk(q.device, starts, len(weights), frames)
 
 
 def _triton(q, k, v, weights=None, *, frames, heads, scale=None, starts=None):
@@ -249,7 +250,7 @@ _backward_op = register(
 
 def _setup_context(ctx, inputs, keyword_only_inputs, output):
     ctx.save_for_backward(*inputs[:3], inputs[3] if len(inputs) > 3 else None)
-    ctx.settings = keyword_only_inputs
+    ctx.settings = {**keyword_only_inputs, **kept_request(keyword_only_inputs)}
 
 
 def _backward(ctx, grad):
