@@ -154,6 +154,28 @@ def test_killed_at_any_step(tmp_path, trainable):
     assert logged == list(range(1, 41))
 
 
+def test_a_kill_during_validation_costs_no_samples(tmp_path, monkeypatch):
+    """The checkpoint of the last step lies there already; the samples are made when the run goes on."""
+    from vidsmooth_fast.training import run
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    options = dict(
+        steps=2, lr=1e-3, progress=False, resume=tmp_path / "run", validation_prompts=["a blue boat"],
+        validation_options={"steps": 2},
+    )  # fmt: skip
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run, "sample_grid", killed)
+        tune(tiny_model(), clip(), "a red car", **options)
+    assert (tmp_path / "run" / "step-000002").is_dir()
+    tune(tiny_model(), clip(), "a red car", **options)
+    made = tmp_path / "run" / "samples-000002.mp4"
+    before = made.stat().st_mtime_ns
+    tune(tiny_model(), clip(), "a red car", **options)
+    assert made.stat().st_mtime_ns == before
+
+
 def test_nan_stops_with_the_last_good_checkpoint(tmp_path, monkeypatch):
     from vidsmooth_fast.training import run
 

@@ -29,7 +29,7 @@ from vidsmooth_fast.training.memory import training_bytes
 from vidsmooth_fast.training.noising import Noising
 from vidsmooth_fast.training.settings import Settings
 from vidsmooth_fast.training.trainable import choose, low_rank_updates, merge
-from vidsmooth_fast.training.validation import sample_grid
+from vidsmooth_fast.training.validation import grid_path, sample_grid
 from vidsmooth_fast.video import Video
 
 MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
@@ -159,6 +159,8 @@ class Run:
             disable=not (self.progress and self.is_main),
         )  # fmt: skip
         try:
+            if writes and done and not grid_path(self.folder, done).exists():
+                self._sample_where_due(done)  # the kill came after the checkpoint
             for step in range(done, settings.steps):
                 values = self._step(accelerator, network, stepper, step)
                 scheduler.step()
@@ -167,13 +169,9 @@ class Run:
                 taken = step + 1
                 if curves is not None:
                     curves.add(taken, values)
-                last = taken == settings.steps
-                if writes and (last or taken % self.checkpoint_every == 0):
+                if writes and (taken == settings.steps or taken % self.checkpoint_every == 0):
                     self.checkpoints.save(self._state(taken, accelerator, optimizer, scheduler))
-                if writes and self.validation[0] and (last or taken % self.validation[1] == 0):
-                    sample_grid(
-                        self.model, self.clip, self.fps, settings.prompt, self.validation, self.folder, taken
-                    )
+                if writes and self._sample_where_due(taken):
                     curves.draw()
                 if self.callback is not None and self.is_main:
                     self.callback(taken, settings.steps, values)
@@ -210,6 +208,16 @@ class Run:
         optimizer.zero_grad()
         names = ["loss", *(f"loss/{name}" for name in parts)] if len(parts) > 1 else ["loss"]
         return dict(zip(names, logged, strict=False))
+
+    def _sample_where_due(self, taken: int) -> bool:
+        """Validation samples, after every so many steps and the last."""
+        prompts, every, _ = self.validation
+        due = bool(prompts) and (taken == self.settings.steps or taken % every == 0)
+        if due:
+            sample_grid(
+                self.model, self.clip, self.fps, self.settings.prompt, self.validation, self.folder, taken
+            )
+        return due
 
     def _stopped(self, what: str, value: float, step: int) -> FloatingPointError:
         last = self.checkpoints.last if self.checkpoints else None

@@ -14,6 +14,10 @@ from vidsmooth_fast.video_panels import side_by_side
 STEPS = 25
 
 
+def grid_path(folder: Path, step: int) -> Path:
+    return folder / f"samples-{step:06d}.mp4"
+
+
 def sample_grid(
     model: VideoModel, clip: np.ndarray, fps, prompt: str, validation: tuple, folder: Path, step: int
 ) -> Path:
@@ -40,7 +44,7 @@ def sample_grid(
         for text in prompts
     ]
     pictures = side_by_side([source, *videos], [prompt or "clip", *prompts])
-    target, first = folder / f"samples-{step:06d}.mp4", next(pictures)
+    target, first = grid_path(folder, step), next(pictures)
     with VideoWriter(target, fps, first.shape[:2]) as writer:
         writer.write(first)
         for picture in pictures:
