@@ -69,6 +69,22 @@ def test_every_benchmark_runs(operator, tmp_path):
         assert record["first_bytes"] > 0 and record["dtype"] == "float32"
 
 
+def test_a_kernel_that_fails_is_not_taken_for_one_that_is_missing():
+    timing, x = load("_timing"), torch.randn(1, 2, 4, 3, 5)
+
+    def case(ours):
+        return timing.Case("a case", 1, ours, lambda: x, x.double)
+
+    def broken():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    missing = case(lambda: timing.ops.inversion_blend(x, x, weight=0.5))
+    why, _ = timing._check_backend("cuda", missing)
+    assert "no requested backend can run (cuda: " in why
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        timing._check_backend("cuda", case(broken))
+
+
 def record(operator="window_merge", size=100, triton=2.0, cuda=1.0, **more) -> dict:
     times = {"triton": triton, "cuda": cuda, "eager": 9.0, "copy": 0.5}
     best = min(("triton", "cuda"), key=times.__getitem__)
