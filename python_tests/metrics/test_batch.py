@@ -176,6 +176,10 @@ def test_command_line(folder, clip_folder, autoencoder_folder, tmp_path):
         ([], "inputs: expected videos"),
         ([str(folder / "a2.mp4"), "-m", "flicer"], "got 'flicer'"),
         (
+            [str(folder / "a2.mp4"), "--flow", "lucas"],
+            "vidsmooth-fast: flow: expected one of auto, dis, raft",
+        ),
+        (
             [str(folder / "a2.mp4"), "--html", str(tmp_path / "none" / "r.html")],
             "html: expected the name of a file",
         ),

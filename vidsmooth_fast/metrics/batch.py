@@ -19,6 +19,7 @@ import vidsmooth_fast
 from vidsmooth_fast.metrics.autoencoder import EMBEDDED_AUTOENCODER, Autoencoder
 from vidsmooth_fast.metrics.clip_model import EMBEDDED_CLIP, Clip
 from vidsmooth_fast.metrics.evaluate import evaluate
+from vidsmooth_fast.metrics.flow import check_flow
 from vidsmooth_fast.metrics.inputs import Inputs, Item
 from vidsmooth_fast.metrics.registry import ARROWS, METRICS, choose
 from vidsmooth_fast.metrics.report import Report, bootstrap_interval, number
@@ -145,6 +146,7 @@ def evaluate_many(
 
     options: as of `evaluate`. Raises: ValueError for options that no video could meet, such as an unknown metric.
     """
+    check_flow(options.get("flow", "auto"))
     needs = {need for metric in choose(metrics) for need in metric.needs}
     if "clip" in needs:
         clip = Clip(clip, device=device)

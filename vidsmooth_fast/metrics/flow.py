@@ -42,9 +42,7 @@ class RaftFlow:
     def __init__(self, device: str = "cpu") -> None:
         import torch
 
-        missing = raft_missing()
-        if missing:
-            raise ValueError(f"flow: 'raft' needs {missing}; use 'dis'")
+        check_flow("raft")
         from torchvision.models.optical_flow import raft_large
 
         network = raft_large(weights=None)
@@ -77,13 +75,20 @@ def raft_missing() -> str | None:
     return None if _raft_weights().is_file() else f"torchvision's weights at {_raft_weights()}"
 
 
+def check_flow(name: str) -> None:
+    """Raises: ValueError for an unknown name, or for "raft" where it is not at hand."""
+    if name not in FLOWS:
+        raise ValueError(f"flow: expected one of {', '.join(FLOWS)}, got {name!r}")
+    if name == "raft" and (missing := raft_missing()):
+        raise ValueError(f"flow: 'raft' needs {missing}; use 'dis'")
+
+
 def make_flow(name: str, device: str = "cpu"):
     """The estimator called `name`; "auto" is RAFT where it is at hand, else DIS.
 
     Raises: ValueError for an unknown name, or for "raft" where it is not at hand.
     """
-    if name not in FLOWS:
-        raise ValueError(f"flow: expected one of {', '.join(FLOWS)}, got {name!r}")
+    check_flow(name)
     if name == "raft" or (name == "auto" and raft_missing() is None):
         return RaftFlow(device)
     return DisFlow()

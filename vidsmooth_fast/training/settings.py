@@ -69,6 +69,8 @@ class Settings:
                 f"timesteps: expected (first, last + 1) with 0 <= first < last + 1, got {self.timesteps!r}"
             )
         object.__setattr__(self, "timesteps", tuple(int(t) for t in self.timesteps))
+        if isinstance(self.trainable, bool) or not isinstance(self.trainable, (str, int, tuple, list, set)):
+            raise ValueError(f"trainable: expected a set's name, patterns or a rank, got {self.trainable!r}")
         if isinstance(self.trainable, (tuple, set)):
             object.__setattr__(self, "trainable", list(self.trainable))
 
@@ -79,7 +81,8 @@ class Settings:
             raise ValueError(
                 f"timesteps: expected at most {count}, what the model was trained on, got {self.timesteps}"
             )
-        size = model.default_size if self.size is None else tuple(self.size)
+        given = model.default_size if self.size is None else self.size
+        size = tuple(given) if isinstance(given, (tuple, list)) else ()
         if len(size) != 2 or any(
             not isinstance(s, Integral) or s < 1 or s % model.downsampling for s in size
         ):

@@ -127,8 +127,13 @@ def tune(
     for name, value in (("validation_every", validation_every), ("checkpoint_every", checkpoint_every)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
-    if isinstance(validation_prompts, str) or not all(isinstance(p, str) and p for p in validation_prompts):
+    texts = isinstance(validation_prompts, (list, tuple)) and all(
+        isinstance(p, str) and p for p in validation_prompts
+    )
+    if not texts:
         raise ValueError(f"validation_prompts: expected a list of texts, got {validation_prompts!r}")
+    if validation_prompts and output is None and resume is None:
+        raise ValueError("validation_prompts: their samples need a folder; give output or resume")
     if Objective(loss).needs_mask and mask is None:
         raise ValueError(
             "mask: this loss needs the clip's foreground; vidsmooth_fast.conditioning.masks.foreground_masks finds it"
