@@ -344,7 +344,7 @@ def run(names: list[str], clips: int, minutes: float) -> None:
             with LINES.open("a") as file:
                 file.write(json.dumps(record) + "\n")
             shown = {
-                m: np.mean([e[m] for e in record["edits"].values()])
+                m: np.mean([math.nan if e[m] is None else e[m] for e in record["edits"].values()])
                 for m in ("clip_t", "vl_score", "flicker")
             }
             numbers = " ".join(f"{m} {v:.2f}" for m, v in shown.items())

@@ -175,11 +175,11 @@ def interval(values: np.ndarray, *, count: int = 2000) -> tuple[float, float, fl
 
 
 def per_clip(rows: list[dict], method: str, metric: str) -> dict[str, float]:
-    """Mean over a clip's edits."""
+    """Mean over a clip's edits, without those that a metric has no number for (nan)."""
     return {
-        r["clip"]: float(np.mean(r["metrics"][metric]))
+        r["clip"]: float(np.nanmean(r["metrics"][metric]))
         for r in rows
-        if r["method"] == method and r["metrics"][metric]
+        if r["method"] == method and np.isfinite(r["metrics"][metric]).any()
     }
 
 
