@@ -147,7 +147,7 @@ def test_weight_free_metrics_need_no_model():
 def test_raft_says_what_it_lacks():
     if raft_missing() is None:
         pytest.skip("torchvision and its RAFT weights are at hand here")
-    with pytest.raises(ValueError, match="flow: 'raft' needs torchvision.*use 'dis'"):
+    with pytest.raises(ValueError, match="flow: 'raft' needs .*torchvision.*use 'dis'"):
         vsf.evaluate(video(pan(4)), metrics=["motion"], flow="raft")
     assert vsf.evaluate(video(pan(4)), metrics=["motion"]).settings["flow"].startswith("DIS")
 
@@ -172,6 +172,7 @@ def raft_large(weights):
 
 def test_raft_is_used_where_it_is_at_hand(tmp_path, monkeypatch):
     """With a stand-in for torchvision's network: padding to eights, cropping back, weights from the hub's folder."""
+    import importlib
     import sys
 
     import torch
@@ -191,6 +192,11 @@ def test_raft_is_used_where_it_is_at_hand(tmp_path, monkeypatch):
     path = tmp_path / "hub" / "checkpoints" / "raft_large_C_T_SKHT_V2-ff5fadd5.pth"
     path.parent.mkdir(parents=True)
     torch.save({"shift": torch.tensor([3.0, -1.0])}, path)
+    page = models / "optical_flow.py"
+    page.write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    assert isinstance(make_flow("auto"), DisFlow) and "loads beside this torch" in raft_missing()
+    page.write_text(STAND_IN)
+    importlib.invalidate_caches()
     flow = make_flow("auto")
     assert isinstance(flow, RaftFlow) and isinstance(make_flow("dis"), DisFlow)
     before, after = (Moment(n, frame) for n, frame in enumerate(pan(2, 4, 130)))

@@ -72,7 +72,13 @@ def raft_missing() -> str | None:
     """What RAFT lacks on this machine, or None. Nothing is downloaded."""
     if importlib.util.find_spec("torchvision") is None:
         return "torchvision"
-    return None if _raft_weights().is_file() else f"torchvision's weights at {_raft_weights()}"
+    if not _raft_weights().is_file():
+        return f"torchvision's weights at {_raft_weights()}"
+    try:
+        import torchvision.models.optical_flow  # noqa: F401
+    except (ImportError, RuntimeError):  # built for another torch
+        return "a torchvision that loads beside this torch"
+    return None
 
 
 def check_flow(name: str) -> None:
