@@ -47,6 +47,12 @@ def test_against_the_equation(each_backend, poisoned, within_rule, shape, dtype,
         within_rule(got, eager, exact)
 
 
+def test_the_reference_copies_nothing_to_the_device(monkeypatch):
+    video = torch.randn(1, 2, 5, 3, 4)
+    monkeypatch.delattr(torch, "tensor")
+    assert plain(video, video, c_over_lambda=0.5, strength=0.2).isfinite().all()
+
+
 def test_layouts(each_backend, layout):
     torch.manual_seed(0)
     eps, x, r = (torch.randn(2, 4, 6, 5, 9) for _ in range(3))

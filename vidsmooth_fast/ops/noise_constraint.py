@@ -27,7 +27,10 @@ def _interior(y: Tensor, loop: bool) -> Tensor:
     """y where the constraint acts, 0 elsewhere: everywhere in a loop, else not at the first and last frame."""
     if loop:
         return y
-    return y.index_fill(2, torch.tensor([0, y.shape[2] - 1], device=y.device), 0)
+    y = y.clone()  # and no tensor of indices: its copy to a GPU would be waited for
+    y[:, :, 0] = 0
+    y[:, :, -1] = 0
+    return y
 
 
 def reference(
