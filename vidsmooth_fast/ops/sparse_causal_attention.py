@@ -35,7 +35,7 @@ def reference(
     q: Tensor, k: Tensor, v: Tensor, kv_frames: Tensor, *, frames: int, heads: int, scale: float | None = None
 ) -> Tensor:
     """Gather the key frames of every frame, then attend; arguments as in :func:`sparse_causal_attention`."""
-    index = kv_frames.to(q.device)
+    index = kv_frames.to(q.device, non_blocking=q.is_cuda)  # the host need not wait for the GPU
 
     def chosen(t: Tensor) -> Tensor:  # (B·F, P, h·d) -> (B·F, R·P, h·d)
         return t.unflatten(0, (-1, frames))[:, index].flatten(2, 3).flatten(0, 1)
