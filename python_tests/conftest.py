@@ -1,12 +1,21 @@
-"""Fixtures shared by the whole suite: reference numbers and real clips that live beside a checkout."""
+"""Fixtures shared by the whole suite: reference numbers and real clips that live beside a checkout.
+
+Where there is no GPU, the Triton kernels run on the CPU in Triton's interpreter. That is decided when Triton is first
+imported, which many a module does, so the environment variable is set here, before any test is collected.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from pathlib import Path
 
 import pytest
+import torch
+
+if importlib.util.find_spec("triton") is not None and not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session")

@@ -90,7 +90,7 @@ def test_progress_tells_memory_and_time(monkeypatch, capsys, tmp_path, model_dir
         "-o",
         tmp_path / "a.mp4",
     )
-    assert re.search(r"6 frames at 16x16, 4 steps of ddim, .* about \d+ MiB of memory", err)
+    assert re.search(r"6 frames at 16x16, 4 steps of ddim, .* about [\d.]+ [GM]iB of memory", err)
     assert re.search(r"about \d+ s in all", err) and "denoising" in err
 
 
