@@ -94,7 +94,8 @@ def judge_pictures(
     frames = sampled(model, [caption(s) for s in scenes], steps=steps, guidance=guidance, seed=seed)
 
     kinds = [features(classifier, some) for some in (*drawn, frames)]
-    mean, spread = kinds[0].mean(0), kinds[0].std(0) + 1e-6
+    mean, spread = kinds[0].mean(0), kinds[0].std(0)
+    spread = spread.clamp(min=0.1 * float(spread.mean()))  # features that hardly vary say little
     first, second, ours = ((kind - mean) / spread for kind in kinds)
     found = accuracy(classifier, frames, torch.tensor([labels(s) for s in scenes]))
     return {

@@ -2,8 +2,8 @@
 
     python -m vidsmooth_fast.spriteworld.train vae      --out DIR --minutes 25
     python -m vidsmooth_fast.spriteworld.train unet     --out DIR --minutes 50
-    python -m vidsmooth_fast.spriteworld.train temporal --out DIR --minutes 20
-    python -m vidsmooth_fast.spriteworld.train decoder  --out DIR --minutes 10
+    python -m vidsmooth_fast.spriteworld.train temporal --out DIR --minutes 70
+    python -m vidsmooth_fast.spriteworld.train decoder  --out DIR --minutes 15
     python -m vidsmooth_fast.spriteworld.train package  --out DIR --to vidsmooth_fast/models/embedded/sprite-world
 
 --steps fixes the learning-rate schedule; --minutes only says when this run stops. Running a stage again continues it.
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .runner import in_parallel
 
-STEPS = {"vae": 2000, "unet": 2450, "temporal": 450, "decoder": 2100}
+STEPS = {"vae": 2000, "unet": 2450, "temporal": 1600, "decoder": 4200}
 
 
 def main(arguments: list[str] | None = None) -> None:
