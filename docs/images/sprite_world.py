@@ -3,7 +3,7 @@
     python docs/images/sprite_world.py [--model sprite-world] [--logs vae.log unet.log temporal.log decoder.log]
 
 Writes docs/images/sprite-world-{samples,clips}.png: one frame of a short video for each of the gallery's prompts, and
-every sixth frame of three of them; with --logs also sprite-world-curves.png, a panel per file.
+every third frame of three of them; with --logs also sprite-world-curves.png, a panel per file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vidsmooth_fast.spriteworld.gallery import PROMPTS, SAMPLING
 from vidsmooth_fast.video_panels import contact_sheet, write_picture
 
 IMAGES = Path(__file__).parent
-FRAMES, SHOWN, STRIPS = 32, 6, (0, 1, 4)
+FRAMES, SHOWN, STRIPS = 16, 6, (0, 1, 4)
 
 
 def curves(logs: list[Path], target: Path) -> None:
