@@ -121,8 +121,10 @@ def same(a, b) -> None:
 OPTIONS = dict(lr=1e-3, checkpoint_every=1, progress=False, lr_schedule="cosine", warmup=2)
 SCRIPT = """
 import sys
+import torch
 from python_tests.training import test_checkpoint as here
 
+torch.set_num_threads(int(sys.argv[3]))  # another number of threads rounds otherwise
 options = dict(steps=40, trainable=sys.argv[2], output=sys.argv[1], **here.OPTIONS)
 here.tune(here.tiny_model(), here.clip(), "a red car", **options)
 """
@@ -132,7 +134,7 @@ here.tune(here.tiny_model(), here.clip(), "a red car", **options)
 def test_killed_at_any_step(tmp_path, trainable):
     """SIGKILL twice, while it trains and writes; then the same weights as an unbroken run."""
     root, target = Path(__file__).parents[2], tmp_path / "model"
-    command = [sys.executable, "-c", SCRIPT, str(target), trainable]
+    command = [sys.executable, "-c", SCRIPT, str(target), trainable, str(torch.get_num_threads())]
     checkpoints = tmp_path / "model.run"
 
     def last() -> int:
