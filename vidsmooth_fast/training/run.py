@@ -97,7 +97,7 @@ class Run:
         self.data = Dataset(items, self.noising, settings.timesteps, settings.batch_size, settings.seed)
         if not settings.pictures and _freshly_inflated(model):
             model.unet.norm_over_frames = True
-        mark = self._fingerprint() if folder is not None else ""
+        mark = self._fingerprint(mask, pairs) if folder is not None else ""
         self.trained = choose(model.unet, settings.trainable, seed=settings.seed)
         if settings.pictures:  # these layers take no part
             for name in [n for n in self.trained if is_temporal(n)]:
@@ -114,16 +114,19 @@ class Run:
                 "delete the folder to begin anew"
             )
 
-    def _fingerprint(self) -> str:
-        """Of everything that a step depends on; the number of steps only where the learning rate looks ahead."""
-        settings = self.settings.as_dict()
+    def _fingerprint(self, mask: np.ndarray | None, pairs: Sequence[Pair]) -> str:
+        """Of everything that a step depends on; the number of steps only where the learning rate looks ahead.
+
+        Pictures, not their latents, which another number of threads rounds otherwise.
+        """
+        settings = {**self.settings.as_dict(), "pairs": [(pair.frame, pair.prompt) for pair in pairs]}
         if self.settings.lr_schedule.startswith("constant"):
             del settings["steps"]
-        tensors = list(self.model.unet.parameters())
-        for item in self.data.items:
-            tensors += [item.origin, item.aim, item.text] + ([] if item.mask is None else [item.mask])
-        scheduler = self.model.scheduler_config
-        return fingerprint({**settings, "unet": self.model.unet.config, "scheduler": scheduler}, tensors)
+        model = self.model
+        tensors = [p for part in (model.unet, model.vae, model.text_encoder) for p in part.parameters()]
+        pictures = [*self.clip, *(pair.edited for pair in pairs), *([] if mask is None else [mask])]
+        settings |= {"unet": model.unet.config, "scheduler": model.scheduler_config}
+        return fingerprint(settings, tensors, pictures)
 
     def train(self) -> dict[str, Tensor]:
         """Take the steps that are left. Returns the low-rank updates, {} unless the run was of that kind.
