@@ -24,16 +24,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _judges import kept_classifier, weights
 from _timing import RESULTS, environment
 
 import vidsmooth_fast as vsf
 from vidsmooth_fast import InversionBlend, NoiseConstraint
 from vidsmooth_fast.metrics.autoencoder import Autoencoder
 from vidsmooth_fast.metrics.clip_model import Clip as ClipModel
-from vidsmooth_fast.models.loading import EMBEDDED
 from vidsmooth_fast.spriteworld.backgrounds import BACKGROUNDS
 from vidsmooth_fast.spriteworld.captions import caption
-from vidsmooth_fast.spriteworld.classifier import Classifier, labels, predict, train_classifier
+from vidsmooth_fast.spriteworld.classifier import Classifier, labels, predict
 from vidsmooth_fast.spriteworld.objects import OBJECTS
 from vidsmooth_fast.spriteworld.render import COLOURS, STYLES, Scene, random_scene, render_clip
 from vidsmooth_fast.video import Video, VideoWriter
@@ -211,15 +211,7 @@ class Bench:
 
     @cached_property
     def classifier(self) -> Classifier:
-        path = WORK / "classifier.pt"
-        model = Classifier()
-        if path.exists():
-            model.load_state_dict(torch.load(path, weights_only=True))
-            return model.eval()
-        model = train_classifier(seed=SEED)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(model.state_dict(), path)
-        return model
+        return kept_classifier(WORK)
 
     def videos(self, method: Method, clip: Clip) -> Iterator[tuple[str, Video]]:
         """The four edits of a clip."""
@@ -300,15 +292,6 @@ def temporal_spectrum(latents: torch.Tensor) -> list[float]:
         :, None, None
     ]
     return [float(f"{p:.4g}") for p in torch.fft.rfft(z, dim=1).abs().square().mean((0, 2, 3)).tolist()]
-
-
-@cache
-def weights() -> str:
-    """A fingerprint of the embedded models."""
-    digest = hashlib.sha256()
-    for path in sorted(EMBEDDED.glob("**/*.safetensors")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 @cache

@@ -20,12 +20,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _judges import kept_classifier, weights
 from PIL import Image
 
 import vidsmooth_fast as vsf
 from vidsmooth_fast.metrics.evaluate import evaluate
 from vidsmooth_fast.spriteworld.captions import caption
-from vidsmooth_fast.spriteworld.classifier import Classifier, labels, predict, train_classifier
+from vidsmooth_fast.spriteworld.classifier import labels, predict
 from vidsmooth_fast.spriteworld.render import HELD_OUT_SEED, Scene, render_clip
 from vidsmooth_fast.video import Video
 from vidsmooth_fast.video_panels import contact_sheet, evenly_spaced, write_picture
@@ -105,27 +106,13 @@ def load_clip(name: str, frames: int) -> tuple[Video, str, list[str], list[Scene
     return clip, caption(scene), [caption(s) for s in wanted], wanted
 
 
-def classifier() -> Classifier:
-    """Trained once, then kept beside the study's stills."""
-    from safetensors.torch import load_file, save_file
-
-    path = WORK / "classifier.safetensors"
-    if not path.exists():
-        model = train_classifier()
-        save_file(model.state_dict(), path)
-        return model
-    model = Classifier()
-    model.load_state_dict(load_file(path))
-    return model.eval()
-
-
 def one_row(name: str, method: str, settings: dict) -> dict | None:
     """Tune on one clip by one method, sample its edits, judge them."""
     loaded = load_clip(name, settings["frames"])
     if loaded is None:
         return None
     clip, words, prompts, scenes = loaded
-    judge = classifier() if scenes is not None else None
+    judge = kept_classifier(WORK) if scenes is not None else None
     began = time.perf_counter()
     model = vsf.load("sprite-world", dtype="float32")
     losses: list[float] = []
@@ -158,13 +145,15 @@ def one_row(name: str, method: str, settings: dict) -> dict | None:
             shown = np.stack(list(clip))[evenly_spaced(len(clip), 4)]
             write_picture(WORK / f"{name}-source.png", np.concatenate(list(shown), axis=1))
     return {
-        "clip": name, "method": method, **settings, "prompts": prompts, "metrics": found,
+        "clip": name, "method": method, "weights": weights(), **settings, "prompts": prompts, "metrics": found,
         "last_losses": losses[-10:], "tuning_seconds": round(tuned, 1),
     }  # fmt: skip
 
 
 def read_rows() -> list[dict]:
-    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+    """Those of the present weights."""
+    rows = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+    return [row for row in rows if row["weights"] == weights()]
 
 
 def interval(values: np.ndarray, *, count: int = 2000) -> tuple[float, float, float]:
