@@ -8,6 +8,7 @@ import torch
 from python_tests.tiny import tiny_unet_config
 from vidsmooth_fast.models import AttentionWindows, VideoUNet
 from vidsmooth_fast.models.blocks import Pass, attend
+from vidsmooth_fast.models.unet import DeepFeatures, Level
 from vidsmooth_fast.ops import window_merge
 
 
@@ -303,3 +304,51 @@ def test_bad_input_is_named_in_one_line(unet, inputs):
         with pytest.raises(ValueError, match=name) as error:
             call()
         assert "\n" not in str(error.value)
+
+
+class TestDeepFeatures:
+    """Deep-feature reuse: what is left out must be exactly what the earlier pass had computed."""
+
+    @pytest.mark.parametrize("layers", [1, 2, 3])
+    @torch.inference_mode()
+    def test_the_same_input_gives_the_same_output(self, unet, inputs, layers):
+        x, text = inputs
+        deep = DeepFeatures(layers)
+        assert torch.equal(unet(x, 10, text, deep=deep), unet(x, 10, text))
+        assert deep.value is not None
+        close(unet(x, 10, text, deep=deep), unet(x, 10, text))
+
+    @pytest.mark.parametrize("layers", [1, 2, 3])
+    @torch.inference_mode()
+    def test_only_the_outer_layers_are_computed(self, unet, inputs, layers, monkeypatch):
+        x, text = inputs
+        deep, seen = DeepFeatures(layers), []
+        unet(x, 10, text, branches=1, deep=deep)
+        layer = Level.layer
+        monkeypatch.setattr(
+            Level, "layer", lambda self, i, y, ctx: (seen.append(self), layer(self, i, y, ctx))[1]
+        )
+        outer = unet(x + 1, 500, text, deep=deep)
+        assert len([level for level in seen if level in list(unet.up_blocks)]) == layers
+        assert unet.mid_block not in seen
+        assert len([level for level in seen if level in list(unet.down_blocks)]) == min(layers - 1, 1)
+        whole = unet(x + 1, 500, text)
+        assert not torch.allclose(outer, whole, atol=1e-4), "what is deep depends on the input and the time"
+
+    @torch.inference_mode()
+    def test_branches_and_residuals(self, unet, inputs):
+        x, text = inputs
+        video, deep = x[:1], DeepFeatures(2)
+        more = {
+            "down_residuals": tuple(torch.randn(5, c, s, s) for c, s in ((16, 8), (16, 8), (16, 4), (32, 4))),
+            "adapter_residuals": (torch.randn(5, 16, 8, 8), torch.randn(5, 32, 4, 4)),
+        }
+        expected = unet(video, 10, text[:2], branches=2, deep=deep, **more)
+        close(unet(video, 10, text[:2], branches=2, deep=deep, **more), expected, 1e-4)
+
+    def test_bad_input_is_named(self, unet, inputs):
+        x, text = inputs
+        with pytest.raises(ValueError, match="deep: expected 1 to 3 layers, got 4"):
+            unet(x, 10, text, deep=DeepFeatures(4))
+        with pytest.raises(ValueError, match="deep: expected features of 15 images, got 5"):
+            unet(x, 10, text, deep=DeepFeatures(1, torch.zeros(5, 16, 8, 8)))

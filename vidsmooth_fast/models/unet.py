@@ -52,6 +52,19 @@ class TimeEmbedding:
     projections: tuple[Tensor, ...]
 
 
+@dataclass
+class DeepFeatures:
+    """What deep-feature reuse keeps of one forward pass for the next (DeepCache, arXiv 2312.00858).
+
+    layers: how many of the up path's last layers every pass computes, with the skip connections they read.
+    value: what the first of those layers was given, (B*G*F, C, H, W), as the last whole pass left it. None asks for
+        a whole pass, which fills it; otherwise everything deeper is left out and `value` takes its place.
+    """
+
+    layers: int
+    value: Tensor | None = None
+
+
 class Level(nn.Module):
     """One level of the down or up path (or the middle): ResNets, each followed by its transformer if any."""
 
@@ -215,6 +228,7 @@ class VideoUNet(nn.Module):
         windows: AttentionWindows | None = None,
         skip_temporal: bool = False,
         branches: int = 1,
+        deep: DeepFeatures | None = None,
     ) -> Tensor:
         """The network's prediction for every frame.
 
@@ -230,6 +244,8 @@ class VideoUNet(nn.Module):
             kept but cheap: attention over one frame is to_out(to_v(x)).
         branches: G, predictions of every video that differ in their text alone (classifier-free guidance). What
             comes before the first cross-attention is then computed once for all of them.
+        deep: the deep features of an earlier pass over the same videos and branches, in place of computing them; or an
+            empty one, to be filled.
 
         Returns (B*G, C_out, F, H, W), G faster than B, contiguous, in the network's dtype.
 
@@ -252,6 +268,14 @@ class VideoUNet(nn.Module):
             raise ValueError(f"attn1_frames: expected one of {list(ATTN1_FRAMES)}, got {self.attn1_frames!r}")
         if windows is not None:
             windows.check(frames)
+        layers = sum(len(level.resnets) for level in self.up_blocks)
+        if deep is not None and not 1 <= deep.layers < layers:
+            raise ValueError(f"deep: expected 1 to {layers - 1} layers, got {deep.layers}")
+        reusing = deep is not None and deep.value is not None
+        if reusing and deep.value.shape[0] != videos * frames:
+            raise ValueError(
+                f"deep: expected features of {videos * frames} images, got {deep.value.shape[0]}"
+            )
         ctx = Pass(
             frames,
             videos * frames,
@@ -274,23 +298,33 @@ class VideoUNet(nn.Module):
         adapters = list(adapter_residuals or ())
         if adapters and len(adapters) != len(self.down_blocks):
             raise ValueError(f"adapter_residuals: expected {len(self.down_blocks)}, got {len(adapters)}")
+        needed = deep.layers if reusing else layers  # every layer of the up path reads one skip connection
         for level in self.down_blocks:
-            x = self._down(level, x, ctx, skips, adapters.pop(0) if adapters else None)
+            x = self._down(level, x, ctx, skips, adapters.pop(0) if adapters else None, needed)
 
         if down_residuals is not None:
-            if len(down_residuals) != len(skips):
-                raise ValueError(f"down_residuals: expected {len(skips)}, got {len(down_residuals)}")
-            skips = [ctx.part(s) + ctx.part(r) for s, r in zip(skips, down_residuals, strict=True)]
+            if len(down_residuals) != layers:
+                raise ValueError(f"down_residuals: expected {layers}, got {len(down_residuals)}")
+            skips = [ctx.part(s) + ctx.part(r) for s, r in zip(skips, down_residuals, strict=False)]
 
-        x = self.mid_block.layer(0, x, ctx)
-        x = self.mid_block.layer(1, x, ctx)
-        if mid_residual is not None:
-            x = ctx.part(x) + ctx.part(mid_residual)
+        if not reusing:
+            x = self.mid_block.layer(0, x, ctx)
+            x = self.mid_block.layer(1, x, ctx)
+            if mid_residual is not None:
+                x = ctx.part(x) + ctx.part(mid_residual)
 
+        left = layers  # layers of the up path that are still to come
         for level in self.up_blocks:
             for i in range(len(level.resnets)):
-                x = level.layer(i, torch.cat([ctx.part(x), ctx.part(skips.pop())], dim=1), ctx)
-            if hasattr(level, "upsamplers"):
+                if deep is not None and left == deep.layers:
+                    if reusing:
+                        x = deep.value
+                    else:
+                        deep.value = x
+                if left <= needed:
+                    x = level.layer(i, torch.cat([ctx.part(x), ctx.part(skips.pop())], dim=1), ctx)
+                left -= 1
+            if hasattr(level, "upsamplers") and left < needed:
                 x = level.upsamplers[0](x, tuple(skips[-1].shape[-2:]))
 
         x = normalise(x, self.conv_norm_out, frames if self.norm_over_frames else 1)
@@ -298,19 +332,25 @@ class VideoUNet(nn.Module):
         return x.reshape(videos, frames, -1, height, width).transpose(1, 2).contiguous()
 
     @staticmethod
-    def _down(level: Level, x: Tensor, ctx: Pass, skips: list[Tensor], adapter: Tensor | None) -> Tensor:
-        """One level of the down path; appends its skip connections.
+    def _down(
+        level: Level, x: Tensor, ctx: Pass, skips: list[Tensor], adapter: Tensor | None, needed: int
+    ) -> Tensor:
+        """One level of the down path; appends its skip connections, until there are as many as `needed`.
 
         A T2I-Adapter's residual joins an attention level after its last layer, a plain level after its
         downsampler (diffusers' order).
         """
         last = len(level.resnets) - 1
         for i in range(last + 1):
+            if len(skips) == needed:
+                return x
             x = level.layer(i, x, ctx)
             if i == last and adapter is not None and level.has_attention:
                 x = ctx.part(x) + ctx.part(adapter)
             skips.append(x)
         if hasattr(level, "downsamplers"):
+            if len(skips) == needed:
+                return x
             x = level.downsamplers[0](x)
             skips.append(x)
         if adapter is not None and not level.has_attention:
