@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from torch import nn
 
 from vidsmooth_fast.spriteworld.captions import random_caption
@@ -33,14 +34,13 @@ def trained(tmp_path_factory):
     """A folder in which every stage has run two steps, packaged."""
     out = tmp_path_factory.mktemp("run")
     threads = torch.get_num_threads()
-    for stage in ("vae", "unet", "temporal", "package"):
+    for stage in ("vae", "unet", "temporal", "decoder", "sharpen", "package"):
         main([stage, "--out", str(out), *TINY])
     torch.set_num_threads(threads)
     return out
 
 
 def test_every_stage_runs_and_loads_with_the_public_classes(trained):
-    from diffusers import AutoencoderKL
     from transformers import CLIPTextModel, CLIPTokenizer
 
     root = trained / "sprite-world"
@@ -59,6 +59,19 @@ def test_temporal_layers_learn_only_in_their_stage(trained):
     out = [k for k in pictures if "attn_temp.to_out.0.weight" in k]
     assert out and all((pictures[k] == 0).all() for k in out)
     assert any((clips[k] != 0).any() for k in out)
+
+
+def test_sharpening_changes_the_decoder_alone(trained):
+    before, after = (
+        torch.load(trained / f"{stage}.pt", weights_only=True)["model"] for stage in ("decoder", "sharpen")
+    )
+    after = {k.removeprefix("vae."): v for k, v in after.items() if k.startswith("vae.")}
+    changed = {k for k in before if not torch.equal(before[k], after[k])}
+    assert changed and all(k.startswith(("decoder.", "post_quant_conv.")) for k in changed)
+    packaged = AutoencoderKL.from_pretrained(trained / "sprite-world" / "vae", local_files_only=True)
+    mean = torch.load(trained / "sharpen.pt", weights_only=True)["mean"]
+    for name, value in packaged.state_dict().items():
+        assert torch.equal(value.float(), mean[f"vae.{name}"].half().float()), name
 
 
 class Interrupted(Exception):

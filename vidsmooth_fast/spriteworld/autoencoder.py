@@ -129,13 +129,15 @@ def train_autoencoder(
 
 
 def load_vae(out: Path) -> AutoencoderKL:
-    """The autoencoder that the vae stage wrote, polished by the decoder stage if that has run."""
+    """The autoencoder that the vae stage wrote, with the newest decoder: sharpened, polished, or its own."""
     if not (out / "vae" / "config.json").exists():
         raise ValueError(
             f"out: expected a trained autoencoder in {out / 'vae'}, found none; run the vae stage first"
         )
     vae = AutoencoderKL.from_pretrained(out / "vae", local_files_only=True, low_cpu_mem_usage=False)
-    if (out / "decoder.pt").exists():
+    if (out / "sharpen.pt").exists():
+        load_average(vae, out / "sharpen.pt", part="vae.")
+    elif (out / "decoder.pt").exists():
         load_average(vae, out / "decoder.pt")
     return vae.eval().to(memory_format=torch.channels_last)
 

@@ -169,10 +169,10 @@ def train(
     return step
 
 
-def load_average(model: nn.Module, checkpoint: Path) -> int:
-    """Put the moving average of a checkpoint into the model. Returns its step."""
+def load_average(model: nn.Module, checkpoint: Path, part: str = "") -> int:
+    """Put the moving average of a checkpoint, or its part of that prefix, into the model. Returns its step."""
     if not checkpoint.exists():
         raise ValueError(f"out: expected a checkpoint {checkpoint.name} from an earlier stage, found none")
     state = torch.load(checkpoint, weights_only=True)
-    model.load_state_dict(state["mean"])
+    model.load_state_dict({k.removeprefix(part): v for k, v in state["mean"].items() if k.startswith(part)})
     return state["step"]

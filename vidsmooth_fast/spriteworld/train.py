@@ -4,6 +4,7 @@
     python -m vidsmooth_fast.spriteworld.train unet     --out DIR --minutes 50
     python -m vidsmooth_fast.spriteworld.train temporal --out DIR --minutes 70
     python -m vidsmooth_fast.spriteworld.train decoder  --out DIR --minutes 15
+    python -m vidsmooth_fast.spriteworld.train sharpen  --out DIR --minutes 25
     python -m vidsmooth_fast.spriteworld.train package  --out DIR --to vidsmooth_fast/models/embedded/sprite-world
 
 --steps fixes the learning-rate schedule; --minutes only says when this run stops. Running a stage again continues it.
@@ -16,14 +17,14 @@ from pathlib import Path
 
 from .runner import in_parallel
 
-STEPS = {"vae": 2000, "unet": 2450, "temporal": 1600, "decoder": 4200}
+STEPS = {"vae": 2000, "unet": 2450, "temporal": 1600, "decoder": 4200, "sharpen": 3000}
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m vidsmooth_fast.spriteworld.train", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("stage", choices=["vae", "unet", "temporal", "decoder", "package"])
+    parser.add_argument("stage", choices=["vae", "unet", "temporal", "decoder", "sharpen", "package"])
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints and finished parts")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop this run after so long")
     parser.add_argument("--steps", type=int, default=None, help="length of the learning-rate schedule")
@@ -56,6 +57,8 @@ def _stage(stage: str, common: dict) -> None:
         from .autoencoder import train_autoencoder as job
     elif stage == "decoder":
         from .autoencoder import train_decoder as job
+    elif stage == "sharpen":
+        from .sharpen import train_sharp as job
     elif stage == "unet":
         from .diffusion import train_images as job
     else:
