@@ -252,6 +252,30 @@ def test_dpmpp_2m_is_diffusers(steps, options, prediction, double_steps):
         check([v.double() for v in sample(schedule, x.float())], expected, 1e-5)
 
 
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize(
+    "options",
+    [dict(), dict(original_inference_steps=20), dict(timestep_scaling=0.02), dict(clip_sample=True)],
+)
+@pytest.mark.parametrize("steps", (1, 2, 3, 4, 8, 20))
+def test_lcm_is_diffusers(steps, options, prediction, monkeypatch):
+    config = dict(STABLE_DIFFUSION, prediction_type=prediction) | options
+    theirs = exact(diffusers.LCMScheduler(**config))
+    theirs.set_timesteps(steps)
+    zs = [noise(i + 1) for i in range(steps)]
+    drawn = iter(zs)
+    module = "diffusers.schedulers.scheduling_lcm.randn_tensor"
+    monkeypatch.setattr(module, lambda *args, **kwargs: next(drawn))
+    schedule = make_schedule(config, scheduler="lcm", steps=steps)
+    assert schedule.timesteps == tuple(theirs.timesteps.tolist())
+    assert schedule.steps[-1].noise_scale == 0
+    x = noise()
+    expected = [x]
+    for t in theirs.timesteps.tolist():  # numbers: tensors would make the scalings float32
+        expected.append(theirs.step(network(expected[-1], t), t, expected[-1])[0])
+    check(sample(schedule, x, zs=zs), expected, 1e-10)
+
+
 @pytest.mark.parametrize(
     "options", [dict(), dict(shift=3.0), dict(shift_terminal=0.1), dict(use_karras_sigmas=True)], ids=str
 )
@@ -273,7 +297,7 @@ def test_flow_matching_is_diffusers(steps, options):
     check(sample(schedule, x), expected, 1e-5)
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "dpmpp_2m", "euler", "ddpm"])
+@pytest.mark.parametrize("scheduler", ["ddim", "dpmpp_2m", "euler", "ddpm", "lcm"])
 @pytest.mark.parametrize("steps", STEPS)
 def test_one_video_whatever_the_network_predicts(scheduler, steps):
     """The same network wrapped as e, v and x0: the same trajectory."""

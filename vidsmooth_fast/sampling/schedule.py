@@ -13,7 +13,7 @@ from vidsmooth_fast.sampling import noise_levels, solvers
 from vidsmooth_fast.sampling.noise_levels import option
 from vidsmooth_fast.sampling.solvers import Step
 
-SCHEDULERS = ("ddim", "dpmpp_2m", "euler", "ddpm", "flow")
+SCHEDULERS = ("ddim", "dpmpp_2m", "euler", "ddpm", "lcm", "flow")
 PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow")
 
 
@@ -156,9 +156,16 @@ def make_schedule(
             full = solvers.ddpm(*common)
         elif scheduler == "euler":
             full = solvers.euler(*common)
+        elif scheduler == "lcm":
+            full = solvers.lcm(*common)
         else:
             full = solvers.dpmpp_2m(*common, first)
-        if scheduler in ("ddim", "ddpm") and option(scheduler_config, "clip_sample", True):
+        clips = {
+            "ddim": True,
+            "ddpm": True,
+            "lcm": False,
+        }  # unless the configuration says; the others never do
+        if scheduler in clips and option(scheduler_config, "clip_sample", clips[scheduler]):
             clip = float(option(scheduler_config, "clip_sample_range", 1.0))
     return Schedule(
         scheduler=scheduler,

@@ -17,7 +17,7 @@ says which.
 
 Coefficients follow diffusers' schedulers and are tested against them step by step.
 Sources: DDIM arXiv 2010.02502 eq. 12; DDPM arXiv 2006.11239 eq. 7; Euler arXiv 2206.00364; DPM-Solver++ arXiv
-2211.01095 algorithm 2; flow matching arXiv 2403.03206.
+2211.01095 algorithm 2; flow matching arXiv 2403.03206; multistep consistency arXiv 2310.04378 algorithm 3.
 """
 
 from __future__ import annotations
@@ -271,6 +271,33 @@ def dpmpp_2m(config: Config, steps: int, abar: np.ndarray, prediction: str, firs
         slope *= h / (now - before)
         x, x0 = at[i + 1][1] / at[i][1], base + slope
         result.append(_make_step(time, at[i], at[i + 1], prediction, x=x, x0=x0, clip_gain=x0, c=-slope))
+    return result
+
+
+def lcm(config: Config, steps: int, abar: np.ndarray, prediction: str) -> list[Step]:
+    """Multistep consistency sampling: f(x_t) = c_skip x_t + c_out x0, noised again to the next level, 1 to 8 steps.
+
+    For networks distilled to it (latent consistency models, LCM-LoRA); any other gives blurred pictures. Timesteps
+    are spread over the `original_inference_steps` of the distillation.
+    """
+    original = int(option(config, "original_inference_steps", 50))
+    if steps > original:
+        raise ValueError(
+            f"steps: scheduler 'lcm' takes at most original_inference_steps ({original}), got {steps}"
+        )
+    scaling = float(option(config, "timestep_scaling", 10.0))
+    grid = (np.arange(1, original + 1) * (len(abar) // original) - 1)[::-1]
+    times = grid[np.floor(np.linspace(0, original, steps, endpoint=False)).astype(int)].tolist()
+    at = [_vp(float(abar[time])) for time in times] + [(1.0, 0.0)]
+    result = []
+    for i, time in enumerate(times):
+        c_skip = 0.25 / ((time * scaling) ** 2 + 0.25)  # sigma_data = 0.5
+        c_out = time * scaling / math.sqrt((time * scaling) ** 2 + 0.25)
+        to_alpha, to_sigma = at[i + 1]
+        x, x0 = to_alpha * c_skip, to_alpha * c_out
+        result.append(
+            _make_step(time, at[i], at[i + 1], prediction, x=x, x0=x0, clip_gain=x0, noise_scale=to_sigma)
+        )
     return result
 
 
