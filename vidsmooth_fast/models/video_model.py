@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
 import tempfile
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from .latent_model import LatentModel
 from .unet import VideoUNet
-
-_PREDICTIONS = {
-    "epsilon": "epsilon",
-    "v_prediction": "v_prediction",
-    "sample": "sample",
-    "flow_prediction": "flow",
-}
 
 _VIDEO_KEYS = ("norm_over_frames", "attn1_frames", "temporal_conv")  # of the network's configuration
 
@@ -42,7 +34,7 @@ def quiet_transformers():
             logging.enable_progress_bar()
 
 
-class VideoModel:
+class VideoModel(LatentModel):
     """Everything needed to sample and to edit. Made by `load`.
 
     unet: VideoUNet. vae: diffusers AutoencoderKL. text_encoder, tokenizer: transformers CLIPTextModel and
@@ -79,32 +71,20 @@ class VideoModel:
         return self.unet.dtype
 
     @property
-    def prediction_type(self) -> str:
-        """What the network predicts: "epsilon", "v_prediction", "sample" (x0) or "flow"."""
-        if "FlowMatch" in self.scheduler_config.get("_class_name", ""):
-            return "flow"
-        kind = self.scheduler_config.get("prediction_type", "epsilon")
-        if kind not in _PREDICTIONS:
-            raise ValueError(
-                f"scheduler config prediction_type: expected one of {sorted(_PREDICTIONS)}, got {kind!r}"
-            )
-        return _PREDICTIONS[kind]
+    def network_config(self) -> dict:
+        return self.unet.config
 
     @property
-    def latent_channels(self) -> int:
-        return self.vae.config.latent_channels
+    def autoencoder_config(self) -> Mapping:
+        return self.vae.config
 
     @property
-    def downsampling(self) -> int:
-        """Pixels per latent element along each side."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+    def text_length(self) -> int:
+        return min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
 
     @property
-    def default_size(self) -> tuple[int, int]:
-        """(height, width) in pixels that the network was trained at."""
-        size = self.unet.config["sample_size"] or 64
-        height, width = (size, size) if isinstance(size, int) else size
-        return height * self.downsampling, width * self.downsampling
+    def uses_attention_mask(self) -> bool:
+        return getattr(self.text_encoder.config, "use_attention_mask", False)
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> VideoModel:
         """Move to a device and a floating dtype, in place; returns self. Convolutions are kept channels_last."""
@@ -114,82 +94,25 @@ class VideoModel:
         self.text_encoder.to(device=device, dtype=torch.float32)
         return self
 
-    @property
-    def _shift(self) -> float:
-        return getattr(self.vae.config, "shift_factor", None) or 0.0
+    def placed(self, device: torch.device, dtype: torch.dtype) -> VideoModel:
+        return copy.deepcopy(self).to(device, dtype)
 
-    @torch.inference_mode()
-    def encode_video(self, frames: Iterable[np.ndarray], *, chunk: int = 8) -> Tensor:
-        """Latents of a clip: (posterior mean - shift) * scaling.
+    def check_run(self, frames: int, height: int, width: int, merge: str) -> None:
+        """Nothing to object: windows of every length and size go through VideoUNet, merged in either way."""
 
-        frames: (H, W, 3) uint8 arrays of one size. chunk: frames encoded at a time.
-        Returns (1, C, F, H/d, W/d), fp32, on the model's device.
-        Raises: ValueError when there are no frames, or a frame's size or type does not fit.
-        """
-        frames, d, size, parts = iter(frames), self.downsampling, None, []
-        while batch := [np.asarray(f) for f in islice(frames, chunk)]:
-            for frame in batch:
-                if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
-                    raise ValueError(
-                        f"frames: expected (H, W, 3) uint8 arrays, got {frame.shape} of {frame.dtype}"
-                    )
-                size = size or frame.shape[:2]
-                if frame.shape[:2] != size:
-                    raise ValueError(f"frames: expected every frame {size}, got {frame.shape[:2]}")
-            if size[0] % d or size[1] % d:
-                raise ValueError(
-                    f"frames: expected height and width divisible by {d}, got {size[0]}x{size[1]}"
-                )
-            x = torch.from_numpy(np.stack(batch)).to(self.device).permute(0, 3, 1, 2)
-            x = (x.float() / 127.5 - 1).to(self.dtype)
-            mean = self.vae.encode(x).latent_dist.mean.float()
-            parts.append((mean - self._shift) * self.vae.config.scaling_factor)
-        if not parts:
-            raise ValueError("frames: expected at least one frame, got none")
-        return torch.cat(parts).transpose(0, 1)[None].contiguous()
+    def identity(self) -> tuple[dict, Iterable[Tensor]]:
+        parts = (self.unet, self.vae, self.text_encoder)
+        description = {"unet": self.unet.config, "scheduler": self.scheduler_config}
+        return description, [parameter for part in parts for parameter in part.parameters()]
 
-    def decode_latents(self, latents: Tensor, *, chunk: int = 8) -> Iterator[np.ndarray]:
-        """Frames of latents (1, C, F, h, w), any float dtype, one (H, W, 3) uint8 array at a time.
+    def _embed(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+        return self.text_encoder(ids, attention_mask=mask)[0]
 
-        chunk: frames decoded at a time; only these exist as floats. Raises: ValueError for another shape.
-        """
-        if latents.dim() != 5 or latents.shape[0] != 1 or latents.shape[1] != self.latent_channels:
-            raise ValueError(
-                f"latents: expected shape (1, {self.latent_channels}, F, h, w), got {tuple(latents.shape)}"
-            )
-        return self._decode(latents, chunk)
+    def _to_latents(self, pixels: Tensor) -> Tensor:
+        return self.vae.encode(pixels).latent_dist.mean
 
-    def _decode(self, latents: Tensor, chunk: int) -> Iterator[np.ndarray]:
-        for part in latents[0].transpose(0, 1).split(chunk):
-            with torch.inference_mode():
-                z = part.to(self.device, torch.float32) / self.vae.config.scaling_factor + self._shift
-                x = self.vae.decode(z.to(self.dtype), return_dict=False)[0].float()
-                pixels = ((x + 1) * 127.5).round_().clamp_(0, 255).to(torch.uint8)
-                batch = pixels.permute(0, 2, 3, 1).cpu().numpy()
-            yield from batch
-
-    def encode_text(self, prompts: list[str]) -> Tensor:
-        """Text embeddings (n, L, D), fp32, L the encoder's full length.
-
-        Warns, naming the words that were cut, when a prompt is longer than the encoder takes.
-        """
-        if isinstance(prompts, str) or not all(isinstance(p, str) for p in prompts):
-            raise ValueError(f"prompts: expected a list of strings, got {prompts!r}")
-        length = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
-        options = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
-        tokens = self.tokenizer(list(prompts), **options)
-        for prompt in prompts:
-            ids = self.tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
-            if len(ids) > length - 2:  # start and end tokens
-                cut = self.tokenizer.decode(ids[length - 2 :])
-                warnings.warn(
-                    f"the text encoder reads {length - 2} tokens; this part was cut: {cut!r}", stacklevel=2
-                )
-        mask = None
-        if getattr(self.text_encoder.config, "use_attention_mask", False):
-            mask = tokens.attention_mask.to(self.device)
-        with torch.inference_mode():
-            return self.text_encoder(tokens.input_ids.to(self.device), attention_mask=mask)[0].float()
+    def _to_pixels(self, latents: Tensor) -> Tensor:
+        return self.vae.decode(latents, return_dict=False)[0]
 
     def load_lora(self, path: str | os.PathLike, weight: float = 1.0) -> VideoModel:
         """Add a LoRA file's low-rank updates, times `weight`, to the weights in place; returns self.

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from vidsmooth_fast.models.latent_model import LatentModel
 from vidsmooth_fast.models.unet import AttentionWindows, TextKV, VideoUNet
 
 
@@ -71,3 +72,8 @@ class UNetDenoiser:
 
     def in_float32(self) -> UNetDenoiser:
         return UNetDenoiser(copy.deepcopy(self.unet).float(), self.windows)
+
+
+def denoiser_of(model: LatentModel, windows: AttentionWindows | None = None) -> Denoiser:
+    """The denoising network of a model. windows: those inside temporal attention, for `merge="attention"`."""
+    return UNetDenoiser(model.unet, windows)

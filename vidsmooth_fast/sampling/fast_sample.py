@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +11,8 @@ import torch
 from torch import Tensor
 
 from vidsmooth_fast.conditioning.prompts import Prompt, prompt_keys
+from vidsmooth_fast.models.latent_model import LatentModel
 from vidsmooth_fast.models.loading import choose_device, choose_dtype, load
-from vidsmooth_fast.models.video_model import VideoModel
 from vidsmooth_fast.sampling.checkpoint import check_folder
 from vidsmooth_fast.sampling.job import Job
 from vidsmooth_fast.sampling.options import Options
@@ -23,7 +22,7 @@ from vidsmooth_fast.video import Video, check_output
 
 
 def fast_sample(
-    model: VideoModel | str | os.PathLike,
+    model: LatentModel | str | os.PathLike,
     prompt: Prompt,
     frames: int = 256,
     *,
@@ -61,7 +60,7 @@ def fast_sample(
     All frames are denoised together. In every step the network sees overlapping windows; their predictions are
     merged, guided, optionally smoothed over time, and the whole video takes one step ([000] eq. 19).
 
-    model: a VideoModel, an embedded name such as "sprite-world", a directory, or a Hub id.
+    model: a VideoModel, an embedded name such as "sprite-world", a directory (an exported bundle too), or a Hub id.
     prompt, negative_prompt: a text, a list of texts spread over the video, or {frame: text}.
     frames: length of the video, in frames.
     source: a clip to edit, as Video or path. It is resized to cover height x width and cropped at the centre; a
@@ -137,10 +136,10 @@ def fast_sample(
     return Run(job, prompt, negative_prompt, source, latents, progress, resume).video(callback, target)
 
 
-def _placed(model: VideoModel | str | os.PathLike, device, dtype) -> VideoModel:
+def _placed(model: LatentModel | str | os.PathLike, device, dtype) -> LatentModel:
     """The model loaded where it is asked for, or a copy of it there."""
-    if not isinstance(model, VideoModel):
+    if not isinstance(model, LatentModel):
         return load(model, device=device or "auto", dtype=dtype or "auto")
     wanted = choose_device(device or model.device)
     wanted = wanted, choose_dtype(dtype or model.dtype, wanted)
-    return model if wanted == (model.device, model.dtype) else copy.deepcopy(model).to(*wanted)
+    return model if wanted == (model.device, model.dtype) else model.placed(*wanted)

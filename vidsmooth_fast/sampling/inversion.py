@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from vidsmooth_fast import ops
+from vidsmooth_fast.models.latent_model import LatentModel
 from vidsmooth_fast.models.loading import load
-from vidsmooth_fast.models.video_model import VideoModel
 from vidsmooth_fast.sampling.checkpoint import check_folder, read_tensors, write_tensors
 from vidsmooth_fast.sampling.engine import State, run_steps
 from vidsmooth_fast.sampling.job import Job
@@ -122,7 +122,7 @@ def _blend(
 
 
 def invert(
-    model: VideoModel | str | os.PathLike,
+    model: LatentModel | str | os.PathLike,
     video: Video | str | os.PathLike,
     prompt: str = "",
     *,
@@ -174,7 +174,7 @@ def invert(
         seed=seed,
         max_batch=max_batch,
     )
-    if not isinstance(model, VideoModel):
+    if not isinstance(model, LatentModel):
         model = load(model, device=device or "auto", dtype=dtype or "auto")
     job = Job(model, options.for_model(model, has_source=True, has_latents=False), branches=(1,))
     bar = Progress(progress, len(job.schedule.steps) * job.items(1), lambda: 0.0)

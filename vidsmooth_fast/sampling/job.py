@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from vidsmooth_fast.conditioning.prompts import Prompt, PromptTrack, encode_prompt
+from vidsmooth_fast.models.latent_model import LatentModel
 from vidsmooth_fast.models.unet import AttentionWindows
-from vidsmooth_fast.models.video_model import VideoModel
 from vidsmooth_fast.sampling import budget
-from vidsmooth_fast.sampling.denoiser import UNetDenoiser
+from vidsmooth_fast.sampling.denoiser import denoiser_of
 from vidsmooth_fast.sampling.options import Options
 from vidsmooth_fast.sampling.schedule import Schedule, make_schedule
 from vidsmooth_fast.sampling.windowed import WindowedPredictor, Windows
@@ -35,7 +35,7 @@ class Job:
     Raises ValueError for options that the schedule cannot meet, MemoryError where a run would not fit.
     """
 
-    def __init__(self, model: VideoModel, options: Options, branches: Sequence[int]):
+    def __init__(self, model: LatentModel, options: Options, branches: Sequence[int]):
         self.model = model
         self.options = options
         length = window_length(options.frames, options.window)
@@ -78,7 +78,7 @@ class Job:
             asked = max(int((self._free * budget.SHARE - fixed) // self._network_bytes(1)), 1)
             if self.model.device.type == "cpu":
                 asked = min(asked, CPU_PAIRS)
-        chosen = min(asked, self.items(branches))
+        chosen = min(asked, self.items(branches), self.model.max_pairs or asked)
         needed = fixed + max(self._network_bytes(chosen), self._autoencoder_bytes(1))
         if needed > self._free:
             size = f"{self.windows.length} frames at {self.options.width}x{self.options.height}"
@@ -90,12 +90,16 @@ class Job:
         return chosen
 
     def _network_bytes(self, pairs: int) -> int:
-        unet, (height, width) = self.model.unet, self.latent_shape[-2:]
-        return budget.network_bytes(unet.config, unet.dtype, pairs, self.windows.length, height, width)
+        model, (height, width) = self.model, self.latent_shape[-2:]
+        return budget.network_bytes(
+            model.network_config, model.dtype, pairs, self.windows.length, height, width
+        )
 
     def _autoencoder_bytes(self, frames: int) -> int:
-        vae, options = self.model.vae, self.options
-        return budget.autoencoder_bytes(vae.config, self.model.dtype, frames, options.height, options.width)
+        model, options = self.model, self.options
+        return budget.autoencoder_bytes(
+            model.autoencoder_config, model.dtype, frames, options.height, options.width
+        )
 
     def _state_bytes(self, branches: int) -> int:
         """Latents, successor, history, source, noise and temporaries in float32; the predictions of all windows."""
@@ -137,7 +141,7 @@ class Job:
         """The network over all windows, one guidance branch per track."""
         in_attention = self.attention_windows is not None
         return WindowedPredictor(
-            UNetDenoiser(self.model.unet, self.attention_windows),
+            denoiser_of(self.model, self.attention_windows),
             self.windows,
             tracks,
             max_batch=self._batches[len(tracks)],

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, replace
 from numbers import Integral
 from typing import Any
 
-from vidsmooth_fast.models.video_model import VideoModel
+from vidsmooth_fast.models.latent_model import LatentModel
 from vidsmooth_fast.sampling.noise import INITS as INITIAL_NOISE
 from vidsmooth_fast.sampling.schedule import SCHEDULERS
 from vidsmooth_fast.sampling.smoothing import InversionBlend, NoiseConstraint
-from vidsmooth_fast.sampling.windows import WEIGHTS
+from vidsmooth_fast.sampling.windows import WEIGHTS, window_length
 
 MERGES = ("latent", "attention")
 INITS = ("inversion", "latents", *INITIAL_NOISE)
@@ -78,7 +78,7 @@ class Options:
         if self.blend is not None and not isinstance(self.blend, InversionBlend):
             raise ValueError(f"blend: expected an InversionBlend or None, got {type(self.blend).__name__}")
 
-    def for_model(self, model: VideoModel, *, has_source: bool, has_latents: bool) -> Options:
+    def for_model(self, model: LatentModel, *, has_source: bool, has_latents: bool) -> Options:
         """Defaults filled in, and what needs the model or the inputs checked."""
         default = model.default_size
         height = default[0] if self.height is None else self.height
@@ -92,6 +92,7 @@ class Options:
                     f"{name}: expected a multiple of {multiple} for this model, got {value}; "
                     f"try {low} or {low + multiple}"
                 )
+        model.check_run(window_length(self.frames, self.window), height, width, self.merge)
         if self.strength < 1 and not has_source:
             raise ValueError(
                 f"strength: below 1 keeps part of a source clip, and there is none; got {self.strength}"

@@ -60,13 +60,9 @@ class Run:
         self.progress = Progress(progress, self._items_ahead(), job.decode_seconds)
 
     def _fingerprint(self) -> str:
-        model = self.job.model
-        parts = (model.unet, model.vae, model.text_encoder)
-        tensors = [parameter for part in parts for parameter in part.parameters()]
-        if self.latents is not None:
-            tensors.append(self.latents)
-        settings = {**self.settings, "unet": model.unet.config, "scheduler": model.scheduler_config}
-        return fingerprint(settings, tensors, self.source or ())
+        description, tensors = self.job.model.identity()
+        given = [] if self.latents is None else [self.latents]
+        return fingerprint({**self.settings, **description}, [*tensors, *given], self.source or ())
 
     def _items_ahead(self) -> int:
         """(window, branch) pairs still to be computed."""
