@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vidsmooth_fast.models.latent_model import LatentModel
-from vidsmooth_fast.models.unet import AttentionWindows, TextKV, VideoUNet
+from vidsmooth_fast.models.unet import AttentionWindows, DeepFeatures, TextKV, VideoUNet
 
 
 class Denoiser(Protocol):
@@ -44,6 +44,8 @@ class Denoiser(Protocol):
 class UNetDenoiser:
     """VideoUNet as a denoiser. Text keys and values are projected once per prompt, time embeddings once per step.
 
+    `predict` takes one argument more, `deep`: features of an earlier step that take the place of the deep blocks.
+
     windows: for `merge="attention"`, the windows inside temporal attention over all frames.
     """
 
@@ -65,10 +67,13 @@ class UNetDenoiser:
         controls: Any = None,
         frame_offsets: Tensor | None = None,
         branches: int = 1,
+        deep: DeepFeatures | None = None,
     ) -> Tensor:
         if self._time[0] != timestep:
             self._time = (timestep, self.unet.embed_time(timestep))
-        return self.unet(latents.to(self.dtype), self._time[1], text, windows=self.windows, branches=branches)
+        return self.unet(
+            latents.to(self.dtype), self._time[1], text, windows=self.windows, branches=branches, deep=deep
+        )
 
     def in_float32(self) -> UNetDenoiser:
         return UNetDenoiser(copy.deepcopy(self.unet).float(), self.windows)
