@@ -1,9 +1,10 @@
 """The last stage: the decoder learns to draw sharply what the diffusion model makes, against a critic.
 
-Squared and absolute errors reward a blurred edge where the edge's place is uncertain, and in sampled latents it is. Here
-the decoder also sees latents as the model samples them (a world frame, noised and denoised again, so that the picture
-it stands for is known) and is judged there by averages over 4 x 4 pixels and by a patch critic (hinge loss) that tells
-its pictures from renders. On latents of the encoder it goes on as in the decoder stage, so reconstructions stay true.
+Squared and absolute errors reward a blurred edge where the edge's place is uncertain, and in sampled latents it is.
+Here the decoder also sees latents as the model samples them (a world frame, noised and denoised again, so that the
+picture it stands for is known) and is judged there by averages over 4 x 4 pixels and by a patch critic (hinge loss)
+that tells its pictures from renders. On latents of the encoder it goes on as in the decoder stage, so reconstructions
+stay true.
 """
 
 from __future__ import annotations
