@@ -16,6 +16,7 @@ from vidsmooth_fast.models.loading import choose_device, choose_dtype, load
 from vidsmooth_fast.sampling.checkpoint import check_folder
 from vidsmooth_fast.sampling.job import Job
 from vidsmooth_fast.sampling.options import Options
+from vidsmooth_fast.sampling.reuse import DeepReuse
 from vidsmooth_fast.sampling.run import Run
 from vidsmooth_fast.sampling.smoothing import InversionBlend, NoiseConstraint
 from vidsmooth_fast.video import Video, check_output
@@ -29,8 +30,11 @@ def fast_sample(
     source: Video | str | os.PathLike | None = None,
     source_prompt: str = "",
     strength: float = 1.0,
-    steps: int = 50,
+    speed: str = "exact",
+    steps: int | None = None,
     guidance: float = 7.5,
+    guidance_interval: tuple[float, float] | None = None,
+    reuse: DeepReuse | None = None,
     negative_prompt: Prompt = "",
     window: int = 16,
     stride: int = 8,
@@ -40,12 +44,13 @@ def fast_sample(
     smooth: NoiseConstraint | None = None,
     blend: InversionBlend | None = None,
     init: str | None = None,
-    scheduler: str = "ddim",
+    scheduler: str | None = None,
     eta: float = 0.0,
     height: int | None = None,
     width: int | None = None,
     seed: int = 0,
     latents: Tensor | None = None,
+    decoder: str | os.PathLike = "full",
     controls: Any = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
@@ -68,8 +73,14 @@ def fast_sample(
     source_prompt: what the source shows, for the inversion; may be empty.
     strength: 1 starts from the source's inversion, with its motion; less starts from the noised source, keeping
         1 - strength of the schedule ([002]).
-    steps: network evaluations per window. scheduler: "ddim", "dpmpp_2m", "euler", "ddpm" or "flow". eta: DDIM's noise.
+    speed: "exact", "balanced" or "fast": what steps, scheduler, guidance_interval and reuse are where they are None
+        (`sampling.presets`). Only "exact" computes everything.
+    steps: network evaluations per window. scheduler: "ddim", "dpmpp_2m", "euler", "ddpm", "lcm" (networks distilled
+        to it) or "flow". eta: DDIM's noise.
     guidance: scale of classifier-free guidance; 1 is none and halves the work.
+    guidance_interval: (first, last) fraction of the steps that are guided, (0, 1) for all; the others cost half.
+    reuse: a DeepReuse: the network's deep blocks are computed at some steps only; DeepReuse(1) at every one. An
+        inversion is always computed in full.
     window, stride: frames that go through the network together, and frames between the starts of windows.
     window_weights: "flat", "pyramid" or "hann", how frames count by their place in a window.
     loop: the last frame is followed by the first.
@@ -81,6 +92,8 @@ def fast_sample(
     height, width: in pixels; the model's own size by default.
     seed: every random number is a function of it and of the frame, so results do not depend on batching.
     latents: initial latents (1, C, frames, h, w) at the noise of the first timestep, instead of `init`.
+    decoder: "full"; "linear", a preview by a linear map fitted to a few frames; or the directory of a diffusers
+        AutoencoderTiny, for previews that are nearly as sharp.
     device, dtype: run a copy of the model there, e.g. "cuda", torch.bfloat16; the caller's stays as it is.
     max_batch: windows x guidance branches in one network call; "auto" sizes it to memory.
     progress: bars with time left, and estimates of memory and time, on standard error.
@@ -100,8 +113,11 @@ def fast_sample(
         frames=frames,
         source_prompt=source_prompt,
         strength=strength,
+        speed=speed,
         steps=steps,
         guidance=guidance,
+        guidance_interval=guidance_interval,
+        reuse=reuse,
         window=window,
         stride=stride,
         window_weights=window_weights,
@@ -115,6 +131,7 @@ def fast_sample(
         height=height,
         width=width,
         seed=seed,
+        decoder=decoder,
         max_batch=max_batch,
     )
     prompts = {"prompt": prompt, "negative_prompt": negative_prompt, "source_prompt": source_prompt}

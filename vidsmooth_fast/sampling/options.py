@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from dataclasses import asdict, dataclass, replace
 from numbers import Integral
 from typing import Any
 
 from vidsmooth_fast.models.latent_model import LatentModel
+from vidsmooth_fast.models.video_model import VideoModel
 from vidsmooth_fast.sampling.noise import INITS as INITIAL_NOISE
+from vidsmooth_fast.sampling.presets import PRESETS
+from vidsmooth_fast.sampling.reuse import DeepReuse
 from vidsmooth_fast.sampling.schedule import SCHEDULERS
 from vidsmooth_fast.sampling.smoothing import InversionBlend, NoiseConstraint
 from vidsmooth_fast.sampling.windows import WEIGHTS, window_length
@@ -21,15 +25,19 @@ INITS = ("inversion", "latents", *INITIAL_NOISE)
 class Options:
     """The settings of a run, beside model, prompts, source and initial latents.
 
-    The fields are those of `fast_sample`. None for init, height or width means the default, filled in by `for_model`.
+    The fields are those of `fast_sample`. None for steps, guidance_interval or reuse means what `speed` says; for
+    scheduler, init, height or width it means the default, filled in by `for_model`.
     Raises ValueError naming the field, what was expected and what came.
     """
 
     frames: int
     source_prompt: str = ""
     strength: float = 1.0
-    steps: int = 50
+    speed: str = "exact"
+    steps: int | None = None
     guidance: float = 7.5
+    guidance_interval: tuple[float, float] | None = None
+    reuse: DeepReuse | None = None
     window: int = 16
     stride: int = 8
     window_weights: str = "hann"
@@ -38,14 +46,20 @@ class Options:
     smooth: NoiseConstraint | None = None
     blend: InversionBlend | None = None
     init: str | None = None
-    scheduler: str = "ddim"
+    scheduler: str | None = None
     eta: float = 0.0
     height: int | None = None
     width: int | None = None
     seed: int = 0
+    decoder: str = "full"
     max_batch: int | str = "auto"
 
     def __post_init__(self) -> None:
+        if self.speed not in PRESETS:
+            raise ValueError(f"speed: expected one of {', '.join(PRESETS)}; got {self.speed!r}")
+        for name in ("steps", "guidance_interval", "reuse"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, getattr(PRESETS[self.speed], name))
         for name, least in (("frames", 1), ("steps", 1), ("window", 2), ("stride", 1)):
             object.__setattr__(self, name, _whole(name, getattr(self, name), least))
         if self.stride > self.window:
@@ -55,7 +69,7 @@ class Options:
         for name, choices in (
             ("window_weights", WEIGHTS),
             ("merge", MERGES),
-            ("scheduler", SCHEDULERS),
+            ("scheduler", (None, *SCHEDULERS)),
             ("init", (None, *INITS)),
         ):
             if getattr(self, name) not in choices:
@@ -65,8 +79,14 @@ class Options:
             value = getattr(self, name)
             if not isinstance(value, int | float) or not lowest <= value <= highest:
                 raise ValueError(f"{name}: expected a number in {lowest}..{highest}, got {value!r}")
-        if self.eta and self.scheduler != "ddim":
-            raise ValueError(f"eta: is DDIM's noise, got {self.eta} with scheduler {self.scheduler!r}")
+        sampler = self.scheduler or PRESETS[self.speed].scheduler
+        if self.eta and sampler != "ddim":
+            raise ValueError(f"eta: is DDIM's noise, got {self.eta} with scheduler {sampler!r}")
+        object.__setattr__(self, "guidance_interval", _interval(self.guidance_interval))
+        if not isinstance(self.reuse, DeepReuse):
+            raise ValueError(f"reuse: expected a DeepReuse or None, got {type(self.reuse).__name__}")
+        if not isinstance(self.decoder, str | os.PathLike):
+            raise ValueError(f"decoder: expected full, linear or a directory, got {self.decoder!r}")
         if self.strength == 0:
             raise ValueError("strength: expected more than 0, got 0: nothing would change")
         if not isinstance(self.seed, int):
@@ -97,16 +117,32 @@ class Options:
             raise ValueError(
                 f"strength: below 1 keeps part of a source clip, and there is none; got {self.strength}"
             )
-        if model.prediction_type == "flow" and self.scheduler != "flow":
-            raise ValueError(
-                f"scheduler: this is a flow-matching model, expected 'flow', got {self.scheduler!r}"
-            )
+        usual = "flow" if model.prediction_type == "flow" else PRESETS[self.speed].scheduler
+        scheduler = self.scheduler or usual
+        if model.prediction_type == "flow" and scheduler != "flow":
+            raise ValueError(f"scheduler: this is a flow-matching model, expected 'flow', got {scheduler!r}")
+        reuse = self._reuse(model)
         if self.smooth is not None and self.smooth.target == "source" and not has_source:
             raise ValueError("smooth: target 'source' needs a source clip; use target='clean' without one")
         init = self._init(has_source, has_latents)
         if self.blend is not None and init != "inversion":
             raise ValueError(f"blend: acts on the inversion of a source, and this run starts from {init!r}")
-        return replace(self, height=height, width=width, init=init)
+        return replace(self, height=height, width=width, init=init, scheduler=scheduler, reuse=reuse)
+
+    def _reuse(self, model: LatentModel) -> DeepReuse:
+        """With its layers filled in: those of the outermost level by default."""
+        if self.reuse.period == 1:
+            return self.reuse
+        if not isinstance(model, VideoModel):
+            raise ValueError(
+                "reuse: needs the network itself, and this is an exported bundle; use DeepReuse(1)"
+            )
+        per_level = model.network_config["layers_per_block"] + 1
+        layers = self.reuse.layers or per_level
+        most = per_level * len(model.network_config["block_out_channels"]) - 1
+        if layers > most:
+            raise ValueError(f"reuse: expected at most {most} layers for this network, got {layers}")
+        return replace(self.reuse, layers=layers)
 
     def _init(self, has_source: bool, has_latents: bool) -> str:
         wants_shared = self.smooth is not None and self.smooth.wants_shared_noise
@@ -134,9 +170,21 @@ class Options:
 
     def as_dict(self) -> dict[str, Any]:
         """The settings in the form that is written into the output's metadata."""
-        settings = asdict(self)
+        settings = asdict(self) | {"decoder": str(self.decoder)}
         del settings["max_batch"]  # the result does not depend on it
         return settings
+
+
+def _interval(value: Any) -> tuple[float, float]:
+    if (
+        not isinstance(value, tuple | list)
+        or len(value) != 2
+        or not all(isinstance(v, int | float) for v in value)
+    ):
+        raise ValueError(f"guidance_interval: expected two fractions (first, last), got {value!r}")
+    if not 0 <= value[0] <= value[1] <= 1:
+        raise ValueError(f"guidance_interval: expected 0 <= first <= last <= 1, got {value!r}")
+    return float(value[0]), float(value[1])
 
 
 def _whole(name: str, value: Any, least: int) -> int:
