@@ -224,7 +224,8 @@ class FeedForward(nn.Module):
 
     Inference on a CPU goes through 2,048 tokens at a time: the wide intermediate then stays in cache, and its memory
     is reused instead of being mapped anew for every layer (32,768 tokens of width 128, 1 core: fp32 157 ms against
-    302 ms, bf16 80 against 170).
+    302 ms, bf16 80 against 170). A compiled or exported graph takes them at once: how many pieces there are would be
+    fixed in it.
     """
 
     CHUNK = 2048
@@ -234,7 +235,7 @@ class FeedForward(nn.Module):
         self.net = nn.ModuleList([GEGLU(dim, dim * 4), nn.Identity(), nn.Linear(dim * 4, dim)])
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or x.device.type != "cpu":
+        if torch.is_grad_enabled() or x.device.type != "cpu" or torch.compiler.is_compiling():
             return self.net[2](self.net[0](x))
         tokens = x.flatten(0, 1)
         out = torch.empty_like(tokens)

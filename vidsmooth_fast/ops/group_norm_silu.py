@@ -101,7 +101,7 @@ def _fake(x, weight, bias, **_settings):
 
 
 _op = register(
-    "group_norm_silu(Tensor x, Tensor weight, Tensor bias, *, int groups, int frames=1, float eps=1e-05, "
+    "group_norm_silu(Tensor x, Tensor weight, Tensor bias, *, int groups, SymInt frames=1, float eps=1e-05, "
     "bool silu=True) -> Tensor",
     torch_backend=reference,
     fake=_fake,
@@ -212,7 +212,7 @@ def group_norm_silu(
             raise ValueError(f"{name}: expected the device of x, {x.device}, got {tensor.device}")
     for name, value, whole, what in (
         ("groups", groups, channels, "channels"),
-        ("frames", frames, len(x), "images"),
+        ("frames", frames, x.shape[0], "images"),  # len(x) would be a number in an exported graph
     ):
         if not isinstance(value, int | torch.SymInt) or value < 1 or whole % value:
             raise ValueError(f"{name}: expected a positive divisor of the {whole} {what} of x, got {value}")

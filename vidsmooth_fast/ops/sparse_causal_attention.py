@@ -134,7 +134,7 @@ def _fake(q, k, v, kv_frames, *, frames, heads, scale=None):
 
 
 _op = register(
-    "sparse_causal_attention(Tensor q, Tensor k, Tensor v, Tensor kv_frames, *, int frames, int heads, "
+    "sparse_causal_attention(Tensor q, Tensor k, Tensor v, Tensor kv_frames, *, SymInt frames, int heads, "
     "float? scale=None) -> Tensor",
     torch_backend=lambda *args, **keywords: reference(*args, **keywords).contiguous(),
     fake=_fake,

@@ -203,7 +203,7 @@ def _fake(q, k, v, weights=None, *, frames, heads, scale=None, starts=None):
 
 
 _op = register(
-    "temporal_attention(Tensor q, Tensor k, Tensor v, Tensor? weights=None, *, int frames, int heads, "
+    "temporal_attention(Tensor q, Tensor k, Tensor v, Tensor? weights=None, *, SymInt frames, int heads, "
     "float? scale=None, int[]? starts=None) -> Tensor",
     torch_backend=reference,
     fake=_fake,
