@@ -56,6 +56,12 @@ class Target(str, Enum):
     simple = "simple"
 
 
+class Speed(str, Enum):
+    exact = "exact"
+    balanced = "balanced"
+    fast = "fast"
+
+
 Model = Annotated[str, typer.Argument(help='An embedded name ("sprite-world"), a directory, or a Hub id.')]
 Window = Annotated[int, typer.Option(help="Frames that go through the network together.")]
 Stride = Annotated[int, typer.Option(help="Frames between the starts of windows.")]
@@ -86,8 +92,22 @@ def sample(
     strength: Annotated[
         float, typer.Option(help="1: from the source's inversion; less: from the noised source.")
     ] = 1.0,
-    steps: Steps = 50,
+    speed: Annotated[
+        Speed,
+        typer.Option(help="What steps, scheduler, guided steps and reuse are by default; docs/speed.md."),
+    ] = Speed.exact,
+    steps: Annotated[
+        int | None, typer.Option(help="Network evaluations per window. [50; or as --speed]")
+    ] = None,
     guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1 is none.")] = 7.5,
+    guidance_interval: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="First and last fraction of the steps that are guided. [0 1; or as --speed]"),
+    ] = None,
+    reuse: Annotated[
+        int | None,
+        typer.Option(help="Compute the deep blocks at every so many steps only. [1; or as --speed]"),
+    ] = None,
     negative_prompt: Annotated[str, typer.Option(help="What to steer away from.")] = "",
     window: Window = 16,
     stride: Stride = 8,
@@ -106,7 +126,9 @@ def sample(
         float, typer.Option(help="Weight of neighbouring frames in the source's inversion, 0..1.")
     ] = 0.0,
     init: Annotated[str | None, typer.Option(help="inversion, freenoise, independent or shared.")] = None,
-    scheduler: Annotated[str, typer.Option(help="ddim, dpmpp_2m, euler, ddpm or flow.")] = "ddim",
+    scheduler: Annotated[
+        str | None, typer.Option(help="ddim, dpmpp_2m, euler, ddpm, lcm or flow. [ddim; or as --speed]")
+    ] = None,
     eta: Annotated[float, typer.Option(help="Noise of DDIM, 0..1.")] = 0.0,
     latents: Annotated[
         Path | None, typer.Option(help="Start from what `invert` has written, instead of init.")
@@ -114,6 +136,9 @@ def sample(
     height: Height = None,
     width: Width = None,
     seed: Seed = 0,
+    decoder: Annotated[
+        str, typer.Option(help="full, linear (a preview), or a directory with an AutoencoderTiny.")
+    ] = "full",
     device: Device = "auto",
     dtype: Dtype = "auto",
     max_batch: Annotated[
@@ -125,7 +150,7 @@ def sample(
     quiet: Quiet = False,
 ) -> None:
     """Sample a long video from a prompt, or edit a source clip."""
-    from vidsmooth_fast import InversionBlend, NoiseConstraint, fast_sample
+    from vidsmooth_fast import DeepReuse, InversionBlend, NoiseConstraint, fast_sample
     from vidsmooth_fast.sampling.inversion import Inversion
 
     fast_sample(
@@ -135,8 +160,11 @@ def sample(
         source=source,
         source_prompt=source_prompt,
         strength=strength,
+        speed=speed.value,
         steps=steps,
         guidance=guidance,
+        guidance_interval=guidance_interval,
+        reuse=DeepReuse(reuse) if reuse is not None else None,
         negative_prompt=negative_prompt,
         window=window,
         stride=stride,
@@ -152,6 +180,7 @@ def sample(
         width=width,
         seed=seed,
         latents=Inversion.open(latents).latents if latents else None,
+        decoder=decoder,
         device=device,
         dtype=dtype,
         max_batch="auto" if max_batch is None else max_batch,
