@@ -25,11 +25,10 @@ def unet_of(arrays, parameters, **changes):
     return unet.eval()
 
 
-def windows_of(frames, window=None, stride=None, weights="flat"):
+def windows_of(frames, window=None, stride=None, weights="flat", loop=False):
     window = window or frames
-    return Windows(
-        plan(frames, window, stride or window), window_weights(weights, min(window, frames)), frames
-    )
+    starts = plan(frames, window, stride or window, loop)
+    return Windows(starts, window_weights(weights, min(window, frames)), frames, loop)
 
 
 def predictor(denoiser, windows, *texts, max_batch=100):

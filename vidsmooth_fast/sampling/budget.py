@@ -35,6 +35,17 @@ def network_bytes(config: dict, dtype: torch.dtype, pairs: int, frames: int, hei
     return pairs * frames * (skips + peak) * dtype.itemsize
 
 
+def deep_bytes(config: dict, dtype: torch.dtype, images: int, height: int, width: int, layers: int) -> int:
+    """Bytes of the deep features of `images` frames: what the last `layers` layers of the up path are given first."""
+    channels, per_level = config["block_out_channels"], config["layers_per_block"] + 1
+    level, deeper = (
+        (layers - 1) // per_level,
+        layers // per_level,
+    )  # of the layer that reads, and of the one before it
+    pixels = -(-height // 2**level) * -(-width // 2**level)
+    return images * channels[deeper] * pixels * dtype.itemsize
+
+
 def autoencoder_bytes(config: dict, dtype: torch.dtype, frames: int, height: int, width: int) -> int:
     """Estimated peak bytes of decoding or encoding `frames` frames of height x width pixels.
 

@@ -16,12 +16,13 @@ from vidsmooth_fast.models.loading import load
 from vidsmooth_fast.sampling.checkpoint import check_folder, read_tensors, write_tensors
 from vidsmooth_fast.sampling.engine import State, run_steps
 from vidsmooth_fast.sampling.job import Job
+from vidsmooth_fast.sampling.latents import Store
 from vidsmooth_fast.sampling.noise import frame_noise
 from vidsmooth_fast.sampling.options import Options
 from vidsmooth_fast.sampling.progress import Progress
 from vidsmooth_fast.sampling.schedule import Schedule
 from vidsmooth_fast.sampling.smoothing import InversionBlend
-from vidsmooth_fast.sampling.windowed import WindowedPredictor
+from vidsmooth_fast.sampling.windowed import Piece, WindowedPredictor
 from vidsmooth_fast.video import Video
 
 
@@ -63,12 +64,11 @@ def invert_latents(
     schedule: Schedule,
     *,
     blend: InversionBlend | None = None,
-    loop: bool = False,
     seed: int = 0,
     state: State | None = None,
     after_step: Callable[[State], None] = lambda state: None,
 ) -> Tensor:
-    """Clean latents to noise along `schedule`, (1, C, F, H, W) float32 to the same.
+    """Clean latents to noise along `schedule`, (1, C, F, H, W) float32 to the same, on the host.
 
     Step i evaluates the network at the timestep it goes *to*, on the latents it comes from, as Tune-A-Video and
     Gen-L-Video do; windows are merged before the step, which equals averaging their latents ([000] eq. 19).
@@ -79,25 +79,44 @@ def invert_latents(
     steps = schedule.inversion_steps()
     per_step = blend if blend is not None and blend.at == "step" else None
 
-    def step(state: State, predict: WindowedPredictor) -> State:
-        now, x = steps[state.done], state.latents
-        pred = predict(x, now.timestep)
+    store = Store(clean.shape, predict.denoiser.device)
 
-        def advance(a: float, b: float) -> Tensor:
-            starts, weights = predict.windows.starts, predict.weights
-            return ops.denoise_step(
-                pred, x, starts, weights, branch_weights=(1.0,), a=a, b=b, to_eps=now.to_eps
-            )[0]
-
-        if per_step is None or state.done == 0:  # the clip itself has no noise yet that could be blended
-            return State(advance(now.a, now.b), None, state.done + 1)
-        eps = _blend(per_step, advance(0.0, 1.0), x, clean, now.alpha, now.sigma, loop, seed)
-        return State(now.a * x + now.b * eps, None, state.done + 1)
+    def step(state: State, predict: WindowedPredictor) -> tuple[State, Tensor]:
+        now = steps[state.done]
+        blends = (
+            per_step is not None and state.done > 0
+        )  # the clip itself has no noise yet that could be blended
+        a, b = (0.0, 1.0) if blends else (now.a, now.b)
+        result, finite = State(store.empty(), None, state.done + 1), []
+        for piece in predict(state.latents, now.timestep):
+            latents, _ = ops.denoise_step(
+                piece.predictions,
+                piece.x,
+                piece.segment.starts,
+                predict.weights,
+                branch_weights=(1.0,),
+                a=a,
+                b=b,
+                to_eps=now.to_eps,
+            )
+            if blends:
+                eps = _blend(per_step, latents, piece.x, piece.read(clean), now.alpha, now.sigma, piece, seed)
+                latents = now.a * piece.x + now.b * eps
+            piece.write(latents, result.latents)
+            finite.append(piece.complete(latents).isfinite().all())
+        return result, torch.stack(finite).all()
 
     latents = run_steps(predict, step, state or State(clean), len(steps), after_step).latents
     if blend is None or blend.at == "step":
         return latents
-    return _blend(blend, latents, latents, clean, steps[-1].to_alpha, steps[-1].to_sigma, loop, seed)
+    blended, last = store.empty(), steps[-1]
+    for piece in predict.pieces(latents):
+        x = piece.x
+        piece.write(
+            _blend(blend, x, x, piece.read(clean), last.to_alpha, last.to_sigma, piece, seed), blended
+        )
+    store.wait()
+    return blended
 
 
 def _blend(
@@ -107,17 +126,23 @@ def _blend(
     clean: Tensor,
     alpha: float,
     sigma: float,
-    loop: bool,
+    piece: Piece,
     seed: int,
 ) -> Tensor:
-    """`inverted` blended with its neighbours; x = alpha*clean + sigma*(implied noise)."""
+    """`inverted` blended with its neighbours; x = alpha*clean + sigma*(implied noise). All of one piece's frames."""
     if blend.noise == "implied":
         noise = (x - alpha * clean) / sigma
     else:
         shape, shared = (x.shape[1], *x.shape[3:]), blend.noise == "shared"
-        noise = frame_noise(seed, "blend", x.shape[2], 0, shape, shared=shared).to(x.device)
+        numbers = [frame % piece.frames for frame in range(piece.segment.begin, piece.segment.end)]
+        noise = frame_noise(seed, "blend", numbers, 0, shape, shared=shared).to(x.device)
     return ops.inversion_blend(
-        inverted, noise, weight=blend.weight, forward=blend.forward, backward=blend.backward, loop=loop
+        inverted,
+        noise,
+        weight=blend.weight,
+        forward=blend.forward,
+        backward=blend.backward,
+        loop=piece.segment.closed,
     )
 
 
@@ -181,13 +206,12 @@ def invert(
     bar.say(job.describe(1))
     with torch.inference_mode(), bar:
         clean = job.encode(video)
-        bar.phase("inverting", len(job.schedule.steps), items=job.items(1))
+        bar.phase("inverting", len(job.schedule.steps), costs=[job.items(1)] * len(job.schedule.steps))
         latents = invert_latents(
             job.predictor([job.track(prompt)]),
             clean,
             job.schedule,
             blend=blend,
-            loop=loop,
             seed=seed,
             after_step=lambda state: bar.step(),
         )

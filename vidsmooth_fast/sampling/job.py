@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 import torch
@@ -12,10 +13,14 @@ from torch import Tensor
 
 from vidsmooth_fast.conditioning.prompts import Prompt, PromptTrack, encode_prompt
 from vidsmooth_fast.models.latent_model import LatentModel
+from vidsmooth_fast.models.preview import TinyDecoder, linear_preview
 from vidsmooth_fast.models.unet import AttentionWindows
 from vidsmooth_fast.sampling import budget
 from vidsmooth_fast.sampling.denoiser import denoiser_of
+from vidsmooth_fast.sampling.engine import Guidance
+from vidsmooth_fast.sampling.latents import Store
 from vidsmooth_fast.sampling.options import Options
+from vidsmooth_fast.sampling.reuse import DeepMemory, DeepReuse, work_share
 from vidsmooth_fast.sampling.schedule import Schedule, make_schedule
 from vidsmooth_fast.sampling.windowed import WindowedPredictor, Windows
 from vidsmooth_fast.sampling.windows import plan, window_length, window_weights
@@ -23,6 +28,9 @@ from vidsmooth_fast.video import Video
 
 CPU_PAIRS = 2
 """(window, branch) pairs in one network call on a CPU: 10 take 8% longer each, because they leave the caches."""
+
+DEEP_SHARE = 0.25
+"""Of a GPU's free memory, what deep features may take before they wait on the host instead."""
 
 CHUNK = 8
 """Frames that the autoencoder takes at a time, where memory allows."""
@@ -40,13 +48,15 @@ class Job:
         self.options = options
         length = window_length(options.frames, options.window)
         starts = plan(options.frames, options.window, options.stride, loop=options.loop)
-        overlapping = Windows(tuple(starts), window_weights(options.window_weights, length), options.frames)
+        weights = window_weights(options.window_weights, length)
+        overlapping = Windows(tuple(starts), weights, options.frames, options.loop)
         self.attention_windows: AttentionWindows | None = None
         self.windows = overlapping
         if options.merge == "attention":
-            weights = overlapping.weights.to(model.device)
-            self.attention_windows = AttentionWindows(overlapping.starts, weights, options.loop)
-            self.windows = Windows((0,), torch.ones(options.frames), options.frames)
+            self.attention_windows = AttentionWindows(
+                overlapping.starts, weights.to(model.device), options.loop
+            )
+            self.windows = Windows((0,), torch.ones(options.frames), options.frames, options.loop)
         self.schedule: Schedule = make_schedule(
             model.scheduler_config,
             scheduler=options.scheduler,
@@ -55,7 +65,11 @@ class Job:
             prediction_type=model.prediction_type,
             strength=options.strength,
         )
+        chosen = options.decoder
+        self._tiny = None if chosen in ("full", "linear") else TinyDecoder(chosen, model)
         self._free = budget.free_bytes(model.device)
+        deep = self._deep_bytes(max(branches))
+        self._deep_on_host = model.device.type == "cuda" and deep > self._free * DEEP_SHARE
         self._batches = {count: self._fit_batch(count) for count in branches}
         affordable = int(self._free * budget.SHARE // self._autoencoder_bytes(1))
         self.chunk = min(max(affordable, 1), CHUNK)
@@ -95,6 +109,24 @@ class Job:
             model.network_config, model.dtype, pairs, self.windows.length, height, width
         )
 
+    def _deep_bytes(self, branches: int) -> int:
+        """Deep features of every window and branch, where they are reused."""
+        model, reuse, (height, width) = self.model, self.options.reuse, self.latent_shape[-2:]
+        if reuse.period == 1:
+            return 0
+        images = self.items(branches) * self.windows.length
+        return budget.deep_bytes(model.network_config, model.dtype, images, height, width, reuse.layers)
+
+    def costs(self, guidance: Guidance) -> list[float]:
+        """What the network computes at each denoising step, in (window, branch) pairs through all of it."""
+        options, steps = self.options, len(self.schedule.steps)
+        branches = [len(guidance.weights) if guidance.acts(step, steps) else 1 for step in range(steps)]
+        shallow = 1.0 if options.reuse.period == 1 else work_share(self.model.unet, options.reuse.layers)
+        return [
+            self.items(count) * (1.0 if options.reuse.is_whole(step) else shallow)
+            for step, count in enumerate(branches)
+        ]
+
     def _autoencoder_bytes(self, frames: int) -> int:
         model, options = self.model, self.options
         return budget.autoencoder_bytes(
@@ -105,7 +137,8 @@ class Job:
         """Latents, successor, history, source, noise and temporaries in float32; the predictions of all windows."""
         latents = math.prod(self.latent_shape)
         predictions = self.items(branches) * self.windows.length * latents // self.options.frames
-        return 8 * 4 * latents + self.model.dtype.itemsize * predictions
+        deep = 0 if self._deep_on_host else self._deep_bytes(branches)
+        return 8 * 4 * latents + self.model.dtype.itemsize * predictions + deep
 
     def describe(self, branches: int) -> str:
         """One line: what will be computed, and the memory that it will take."""
@@ -120,8 +153,12 @@ class Job:
         )
 
     def decode(self, latents: Tensor) -> Iterator[np.ndarray]:
-        """Frames (H, W, 3) uint8 of latents, decoded as they are asked for."""
-        return self.model.decode_latents(latents, chunk=self.chunk)
+        """Frames (H, W, 3) uint8 of latents, decoded as they are asked for, by the decoder that was chosen."""
+        if self.options.decoder == "full":
+            return self.model.decode_latents(latents, chunk=self.chunk)
+        if self._tiny is not None:
+            return self._tiny(latents, chunk=self.chunk)
+        return linear_preview(self.model, latents, chunk=self.chunk)
 
     def decode_seconds(self) -> float:
         """Seconds that decoding the whole video will take, from decoding a few frames."""
@@ -137,8 +174,11 @@ class Job:
             prompt, self.options.frames, self.model.encode_text, loop=self.options.loop, name=name
         )
 
-    def predictor(self, tracks: Sequence[PromptTrack]) -> WindowedPredictor:
-        """The network over all windows, one guidance branch per track."""
+    def predictor(self, tracks: Sequence[PromptTrack], reuse: DeepReuse | None = None) -> WindowedPredictor:
+        """The network over all windows, one guidance branch per track. reuse: of deep features, its layers given."""
+        deep = None
+        if reuse is not None and reuse.period > 1:
+            deep = DeepMemory(reuse.period, reuse.layers, on_host=self._deep_on_host)
         in_attention = self.attention_windows is not None
         return WindowedPredictor(
             denoiser_of(self.model, self.attention_windows),
@@ -146,6 +186,7 @@ class Job:
             tracks,
             max_batch=self._batches[len(tracks)],
             per_frame_text=in_attention and any(len(track.keys) > 1 for track in tracks),
+            deep=deep,
         )
 
     def fit(self, source: Video) -> Video:
@@ -154,10 +195,19 @@ class Job:
         return part.resized((self.options.height, self.options.width))
 
     def encode(self, source: Video) -> Tensor:
-        """The clean latents (1, C, F, h, w) of a source, continued back and forth where it is shorter."""
+        """The clean latents (1, C, F, h, w) of a source, on the host, continued back and forth where it is shorter."""
         source = self.fit(source)
-        latents = self.model.encode_video(source, chunk=self.chunk)
-        return latents[:, :, back_and_forth(len(source), self.options.frames).to(latents.device)]
+        shape = (*self.latent_shape[:2], len(source), *self.latent_shape[3:])
+        latents, frames, at = Store(shape, self.model.device).empty(), iter(source), 0
+        while batch := list(islice(frames, self.chunk)):
+            latents[:, :, at : at + len(batch)] = self.model.encode_video(batch, chunk=self.chunk)
+            at += len(batch)
+        if len(source) == self.options.frames:
+            return latents
+        longer = Store(self.latent_shape, self.model.device).empty()
+        for frame, where in enumerate(back_and_forth(len(source), self.options.frames).tolist()):
+            longer[:, :, frame] = latents[:, :, where]
+        return longer
 
 
 def back_and_forth(length: int, frames: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from tqdm import tqdm
 
@@ -12,11 +12,12 @@ from tqdm import tqdm
 class Progress:
     """Bars on standard error, and an estimate of the whole time after one measured step.
 
-    items: (window, branch) pairs that remain in all phases together, the unit in which the estimate counts.
+    items: cost of the steps that remain in all phases together, in the unit in which the estimate counts, (window,
+        branch) pairs.
     rest: called once, after the measured step; returns the seconds that everything after the last step will take.
     """
 
-    def __init__(self, enabled: bool, items: int, rest: Callable[[], float]):
+    def __init__(self, enabled: bool, items: float, rest: Callable[[], float]):
         self.enabled = enabled
         self.started = time.perf_counter()
         self.estimated_seconds: float | None = None
@@ -24,16 +25,18 @@ class Progress:
         self._rest = rest
         self._bar: tqdm | None = None
         self._last: float | None = None
-        self._phase_items = 0
+        self._costs: list[float] = []
 
     def say(self, text: str) -> None:
         if self.enabled:
             tqdm.write(text, file=sys.stderr)
 
-    def phase(self, name: str, steps: int, *, done: int = 0, items: int = 0, unit: str = "step") -> None:
-        """A new bar of `steps`, each of which costs `items` pairs."""
+    def phase(
+        self, name: str, steps: int, *, done: int = 0, costs: Sequence[float] = (), unit: str = "step"
+    ) -> None:
+        """A new bar of `steps`, `done` of which are; `costs`: of every step, of those that are done too."""
         self.close()
-        self._phase_items = items
+        self._costs = list(costs[done:])
         self._last = None
         self._bar = tqdm(desc=name, total=steps, initial=done, unit=unit, disable=not self.enabled)
 
@@ -41,9 +44,10 @@ class Progress:
         """One more step is done. The first of a phase warms up; the second is the measured one."""
         now = time.perf_counter()
         self._bar.update()
-        self._items -= self._phase_items
-        if self.enabled and self._last is not None and self.estimated_seconds is None and self._phase_items:
-            per_item = (now - self._last) / self._phase_items
+        cost = self._costs.pop(0) if self._costs else 0
+        self._items -= cost
+        if self.enabled and self._last is not None and self.estimated_seconds is None and cost:
+            per_item = (now - self._last) / cost
             self.estimated_seconds = now - self.started + self._items * per_item + self._rest()
             self.say(f"about {duration(self.estimated_seconds)} in all, from one measured step")
         self._last = time.perf_counter()

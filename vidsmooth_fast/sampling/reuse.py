@@ -6,9 +6,9 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from vidsmooth_fast.models.unet import DeepFeatures
+from vidsmooth_fast.models.unet import DeepFeatures, Level, VideoUNet
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,28 @@ class DeepReuse:
     def is_whole(self, step: int) -> bool:
         """Whether the whole network is due at this step, whatever went before: a run can be interrupted here."""
         return step % self.period == 0
+
+
+def work_share(unet: VideoUNet, layers: int) -> float:
+    """Roughly what part of a whole pass the outermost `layers` layers are: weights times pixels, without attention."""
+    down = [(unet.conv_in, 0)]
+    for level, block in enumerate(unet.down_blocks):
+        down += [(_layer(block, i), level) for i in range(len(block.resnets))]
+        down += [(sampler, level + 1) for sampler in getattr(block, "downsamplers", ())]
+    up = []
+    for level, block in zip(reversed(range(len(unet.up_blocks))), unet.up_blocks, strict=True):
+        up += [(_layer(block, i), level) for i in range(len(block.resnets))]
+    middle = [(unet.mid_block, len(unet.up_blocks) - 1)]
+
+    def work(parts) -> float:
+        return sum(weight.numel() / 4**level for modules, level in parts for weight in modules.parameters())
+
+    return work(down[:layers] + up[-layers:]) / work(down + middle + up)
+
+
+def _layer(block: Level, i: int) -> nn.ModuleList:
+    """ResNet i of a level, and its transformer."""
+    return nn.ModuleList([block.resnets[i], *(block.attentions[i : i + 1] if block.has_attention else ())])
 
 
 class DeepMemory:

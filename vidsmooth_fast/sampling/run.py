@@ -56,6 +56,8 @@ class Run:
         self.inverted = phase == "denoising"
         track = job.track(prompt)
         guided = job.options.guidance != 1
+        self.guidance = Guidance.of_scale(job.options.guidance, job.options.guidance_interval)
+        self.costs = job.costs(self.guidance)
         self.tracks = [job.track(negative_prompt, "negative_prompt"), track] if guided else [track]
         self.progress = Progress(progress, self._items_ahead(), job.decode_seconds)
 
@@ -64,11 +66,11 @@ class Run:
         given = [] if self.latents is None else [self.latents]
         return fingerprint({**self.settings, **description}, [*tensors, *given], self.source or ())
 
-    def _items_ahead(self) -> int:
+    def _items_ahead(self) -> float:
         """(window, branch) pairs still to be computed."""
         job, total = self.job, len(self.job.schedule.steps)
         done = self.state.done if self.state else 0
-        denoising = (total - (done if self.inverted else 0)) * job.items(len(self.tracks))
+        denoising = sum(self.costs[done if self.inverted else 0 :])
         inverts = job.options.init == "inversion" and not self.inverted
         return denoising + (total - done) * job.items(1) * inverts
 
@@ -89,43 +91,35 @@ class Run:
         job, options, smooth = self.job, self.job.options, self.job.options.smooth
         wants_source = options.init == "inversion" or options.strength < 1 or (smooth and smooth.needs_source)
         clean = job.encode(self.source) if self.source is not None and wants_source else None
-        state = self._on_device() if self.inverted else State(self._initial_latents(clean))
+        state = self.state if self.inverted else State(self._initial_latents(clean))
         total = len(job.schedule.steps)
-        self.progress.phase("denoising", total, done=state.done, items=job.items(len(self.tracks)))
+        self.progress.phase("denoising", total, done=state.done, costs=self.costs)
 
         def after_step(state: State) -> None:
-            self._keep("denoising", state)
+            if (
+                options.reuse.is_whole(state.done) or state.done == total
+            ):  # deep features are not kept on disk
+                self._keep("denoising", state)
             self.progress.step()
             if callback is not None:
                 callback(state.done, total, state.latents)
 
         return denoise(
-            job.predictor(self.tracks),
+            job.predictor(self.tracks, options.reuse),
             state,
             job.schedule,
-            guidance=Guidance.of_scale(options.guidance),
+            guidance=self.guidance,
             smooth=smooth,
             source=clean,
-            loop=options.loop,
             seed=options.seed,
             after_step=after_step,
         )
-
-    def _on_device(self) -> State | None:
-        """The checkpoint's state, on the model's device."""
-        if self.state is None:
-            return None
-        latents, history = (
-            tensor if tensor is None else tensor.to(self.job.model.device)
-            for tensor in (self.state.latents, self.state.history)
-        )
-        return State(latents, history, self.state.done)
 
     def _initial_latents(self, clean: Tensor | None) -> Tensor:
         """Latents at the first timestep: given, the source's inversion, the noised source, or noise alone."""
         job, options, schedule = self.job, self.job.options, self.job.schedule
         if self.latents is not None:
-            return self.latents.to(job.model.device, torch.float32)
+            return self.latents.to("cpu", torch.float32)
         if options.init == "inversion":
             return self._invert(clean)
         _, channels, frames, height, width = job.latent_shape
@@ -136,15 +130,15 @@ class Run:
             shape=(channels, height, width),
             window=options.window,
             stride=options.stride,
-        ).to(job.model.device)
+        )
         if options.strength < 1:
             return schedule.start_alpha * clean + schedule.start_sigma * noise
         return noise
 
     def _invert(self, clean: Tensor) -> Tensor:
-        job, state = self.job, self._on_device()
+        job, state = self.job, self.state
         total, done = len(job.schedule.steps), state.done if state else 0
-        self.progress.phase("inverting", total, done=done, items=job.items(1))
+        self.progress.phase("inverting", total, done=done, costs=[job.items(1)] * total)
 
         def after_step(state: State) -> None:
             self._keep("inversion", state)
@@ -155,7 +149,6 @@ class Run:
             clean,
             job.schedule,
             blend=job.options.blend,
-            loop=job.options.loop,
             seed=job.options.seed,
             state=state,
             after_step=after_step,
