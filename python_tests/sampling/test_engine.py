@@ -37,8 +37,8 @@ def predictor(denoiser, windows, *texts, max_batch=100):
     )
 
 
-def schedule_of(steps, prediction_type="epsilon", scheduler="ddim", config=SD):
-    return make_schedule(config, scheduler=scheduler, steps=steps, prediction_type=prediction_type)
+def schedule_of(steps, prediction_type="epsilon", scheduler="ddim", config=SD, eta=0.0):
+    return make_schedule(config, scheduler=scheduler, steps=steps, prediction_type=prediction_type, eta=eta)
 
 
 class Wobble:

@@ -185,6 +185,7 @@ class Job:
             self.windows,
             tracks,
             max_batch=self._batches[len(tracks)],
+            shrinks=self.options.max_batch == "auto",
             per_frame_text=in_attention and any(len(track.keys) > 1 for track in tracks),
             deep=deep,
         )
