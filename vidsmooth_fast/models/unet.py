@@ -26,6 +26,9 @@ from .blocks import (
 )
 from .config import ATTN1_FRAMES, UNetConfig, read_config
 
+LAYOUT = torch.channels_last
+"""Of weights and feature maps: tokens are then a view of a map. `benchmarks/end_to_end.py --switches` tries another."""
+
 
 @dataclass(frozen=True)
 class TextKV:
@@ -165,7 +168,7 @@ class VideoUNet(nn.Module):
             m.index = i
         for i, m in enumerate(self._cross):
             m.index = i
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=LAYOUT)
 
     @classmethod
     def from_config(cls, config: dict) -> VideoUNet:
@@ -289,7 +292,7 @@ class VideoUNet(nn.Module):
         )
 
         x = sample.to(self.dtype).transpose(1, 2).reshape(b * frames, -1, height, width)
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=LAYOUT)
         if self._config.center_input:
             x = 2 * x - 1
         x = self.conv_in(x)
