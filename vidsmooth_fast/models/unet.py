@@ -6,7 +6,9 @@ Parameter names are those of Tune-A-Video's checkpoints; a diffusers 2D UNet's n
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,7 @@ from .blocks import (
     Transformer,
     Upsample,
     normalise,
+    run,
     sinusoid,
 )
 from .config import ATTN1_FRAMES, UNetConfig, read_config
@@ -91,7 +94,7 @@ class Level(nn.Module):
         return self._layer(i, x, ctx)
 
     def _layer(self, i: int, x: Tensor, ctx: Pass) -> Tensor:
-        x = self.resnets[i](x, ctx)
+        x = run(self.resnets[i], x, ctx)
         return self.attentions[i](x, ctx) if self.has_attention and i < len(self.attentions) else x
 
 
@@ -100,7 +103,8 @@ class VideoUNet(nn.Module):
 
     Build with `VideoUNet.from_config(dict)`. `attn1_frames` and `norm_over_frames` may be changed afterwards:
     they select behaviour, not weights. So may `gradient_checkpointing` (False at first): keep only the input of each
-    layer for the gradients, and compute the rest again.
+    layer for the gradients, and compute the rest again. `compiled`, a backend of torch.compile, is set by
+    `compile_blocks`; `cuda_graphs` asks the sampling loop to replay calls as CUDA graphs.
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -109,6 +113,8 @@ class VideoUNet(nn.Module):
         self.attn1_frames = config.attn1_frames
         self.norm_over_frames = config.norm_over_frames
         self.gradient_checkpointing = False
+        self.compiled = ""
+        self.cuda_graphs = False
         ch, n = config.channels, len(config.channels)
         resnet = {
             "time_dim": config.time_dim, "groups": config.norm_groups, "eps": config.norm_eps,
@@ -199,12 +205,33 @@ class VideoUNet(nn.Module):
     def out_channels(self) -> int:
         return self._config.out_channels
 
+    def compile_blocks(self, backend: str = "inductor") -> VideoUNet:
+        """Run ResNets and transformer blocks through torch.compile from here on, where no gradients are wanted.
+
+        The network is compiled block by block: equal blocks share their code, and neither the number of windows in a
+        call nor the text compiles anything again. (Other sizes of picture or window do.) What is compiled is kept
+        for later processes, in TORCHINDUCTOR_CACHE_DIR where that is set and in the user's cache otherwise.
+        Returns self.
+        """
+        cache = (
+            Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vidsmooth-fast" / "inductor"
+        )
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+        # Every width of ResNet is one more graph of the same code; the usual limit of 8 would leave some uncompiled.
+        config = torch._dynamo.config
+        config.recompile_limit = max(config.recompile_limit, 64)
+        self.compiled = backend
+        return self
+
     def embed_time(self, timestep: float | Tensor) -> TimeEmbedding:
         """Everything that depends on the timestep alone, once per step.
 
         timestep: training steps (fractions allowed), a number or (B,). A number is computed on one row.
         """
-        t = torch.as_tensor(timestep, device=self.device).reshape(-1)
+        if isinstance(timestep, Tensor):
+            t = timestep.to(self.device).reshape(-1)
+        else:  # filled on the device: a copy of the number would be waited for
+            t = torch.full((1,), timestep, dtype=torch.float32, device=self.device)
         c = self._config
         features = sinusoid(t, c.channels[0], c.flip_sin_to_cos, c.freq_shift).to(self.dtype)
         emb = nn.functional.silu(self.time_embedding(features))
@@ -289,6 +316,7 @@ class VideoUNet(nn.Module):
             windows,
             skip_temporal,
             recompute=self.gradient_checkpointing and torch.is_grad_enabled(),
+            compiled=self.compiled,
         )
 
         x = sample.to(self.dtype).transpose(1, 2).reshape(b * frames, -1, height, width)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vidsmooth_fast import ops
-from vidsmooth_fast.sampling.latents import Store
+from vidsmooth_fast.sampling.latents import Store, send
 from vidsmooth_fast.sampling.noise import frame_noise
 from vidsmooth_fast.sampling.schedule import Schedule
 from vidsmooth_fast.sampling.smoothing import NoiseConstraint
@@ -118,12 +118,12 @@ def denoise(
 
 def _step_noise(seed: int, step: int, piece: Piece) -> Tensor:
     """The noise that a stochastic sampler adds to the frames that a segment steps, and zeros beside them."""
-    noise = torch.zeros(piece.x.shape, pin_memory=piece.x.is_cuda)
+    noise = torch.zeros(piece.x.shape)
     segment, video = piece.segment, piece.frames
     numbers = [frame % video for frame in range(segment.first, segment.last)]
     shape = (noise.shape[1], *noise.shape[3:])
     piece.complete(noise).copy_(frame_noise(seed, "step", numbers, step, shape))
-    return noise.to(piece.x.device, non_blocking=True)
+    return send(noise, piece.x.device)
 
 
 def run_steps(

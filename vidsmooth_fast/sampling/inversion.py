@@ -16,7 +16,7 @@ from vidsmooth_fast.models.loading import load
 from vidsmooth_fast.sampling.checkpoint import check_folder, read_tensors, write_tensors
 from vidsmooth_fast.sampling.engine import State, run_steps
 from vidsmooth_fast.sampling.job import Job
-from vidsmooth_fast.sampling.latents import Store
+from vidsmooth_fast.sampling.latents import Store, send
 from vidsmooth_fast.sampling.noise import frame_noise
 from vidsmooth_fast.sampling.options import Options
 from vidsmooth_fast.sampling.progress import Progress
@@ -135,7 +135,7 @@ def _blend(
     else:
         shape, shared = (x.shape[1], *x.shape[3:]), blend.noise == "shared"
         numbers = [frame % piece.frames for frame in range(piece.segment.begin, piece.segment.end)]
-        noise = frame_noise(seed, "blend", numbers, 0, shape, shared=shared).to(x.device)
+        noise = send(frame_noise(seed, "blend", numbers, 0, shape, shared=shared), x.device)
     return ops.inversion_blend(
         inverted,
         noise,

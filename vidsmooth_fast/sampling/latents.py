@@ -81,6 +81,11 @@ def write_frames(video: Tensor, begin: int, part: Tensor) -> None:
             video[0, channel, there].copy_(part[0, channel, here], non_blocking=True)
 
 
+def send(part: Tensor, device: torch.device) -> Tensor:
+    """A host tensor on `device`, without waiting."""
+    return (part.pin_memory() if device.type == "cuda" else part).to(device, non_blocking=True)
+
+
 def _runs(begin: int, end: int, frames: int) -> Iterator[tuple[slice, slice]]:
     """Cut begin ... end-1 where it passes a multiple of `frames`: (positions from `begin`, frames of the video)."""
     at = begin
