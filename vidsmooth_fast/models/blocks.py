@@ -8,8 +8,10 @@ Parameter names are those of Tune-A-Video's checkpoints (and, without the tempor
 
 from __future__ import annotations
 
+import functools
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -62,15 +64,21 @@ class Pass:
     windows: AttentionWindows | None = None
     skip_temporal: bool = False
     recompute: bool = False
+    compiled: str = (
+        ""  # the backend of torch.compile by which ResNets and transformer blocks run; none where empty
+    )
+    here: tuple[Tensor, ...] = ()  # what the one block that is compiled needs of `time` or `text`
+    copies: int = 0  # how often it repeats features that all branches share; 0: by `images`
     _kv_frames: dict = field(default_factory=dict)
 
     def part(self, x: Tensor) -> Tensor:
         """Features (B*F, ...) that all guidance branches share, once for each: (B*G*F, ...). Others as they are."""
-        if x.shape[0] >= self.images:
+        copies = self.copies or max(1, self.images // x.shape[0])
+        if copies == 1:
             return x
         y = x.permute(0, 2, 3, 1) if x.dim() == 4 else x  # keeps channels_last
         videos = y.unflatten(0, (-1, 1, self.frames))
-        y = videos.expand(-1, self.images // x.shape[0], *videos.shape[2:]).flatten(0, 2)
+        y = videos.expand(-1, copies, *videos.shape[2:]).flatten(0, 2)
         return y.permute(0, 3, 1, 2) if x.dim() == 4 else y
 
     def kv_frames(self) -> Tensor:
@@ -78,6 +86,27 @@ class Pass:
         if self.attn1_frames not in self._kv_frames:
             self._kv_frames[self.attn1_frames] = kv_frames(self.attn1_frames, self.frames, loop)
         return self._kv_frames[self.attn1_frames]
+
+
+def run(block: ResnetBlock | TransformerBlock, x: Tensor, ctx: Pass) -> Tensor:
+    """block(x, ctx); where the pass says so, compiled.
+
+    Blocks of one kind and shape share their compiled code, and any number of videos does: what tells one block of the
+    network from another, and one batch from another, is taken out of the pass before.
+    """
+    if not ctx.compiled or torch.is_grad_enabled():
+        return block(x, ctx)
+    here = block.needs(ctx)
+    for tensor in (x, *here):
+        torch._dynamo.maybe_mark_dynamic(tensor, 0)
+    copies = max(1, ctx.images // x.shape[0])
+    local = replace(ctx, images=0, time=(), text=(), compiled="", here=here, copies=copies)
+    return _compiled(type(block), ctx.compiled)(block, x, local)
+
+
+@functools.cache
+def _compiled(kind: type[nn.Module], backend: str) -> Callable[..., Tensor]:
+    return torch.compile(kind.forward, backend=backend)
 
 
 def kv_frames(kind: str, frames: int, loop: bool = False) -> Tensor:
@@ -172,7 +201,7 @@ class CrossAttention(Attention):
 
     def forward(self, x: Tensor, ctx: Pass) -> Tensor:
         n, p, c = x.shape
-        k, v = ctx.text[self.index]
+        k, v = ctx.here or ctx.text[self.index]
         rows = k.shape[0]
         out = attend(self.to_q(x).view(rows, n // rows * p, c), k, v, self.heads)
         return self.to_out[0](out.view(n, p, c))
@@ -250,6 +279,12 @@ class TransformerBlock(nn.Module):
     tokens (B*F, P, C) -> same.
     """
 
+    def needs(self, ctx: Pass) -> tuple[Tensor, ...]:
+        """What it reads of a pass by its own place in the network, for `run`."""
+        if ctx.attn1_frames in ("first-previous", "neighbours"):
+            ctx.kv_frames()  # made before a graph is
+        return ctx.text[self.attn2.index]
+
     def __init__(self, dim: int, heads: int, cross_dim: int) -> None:
         super().__init__()
         self.attn1, self.norm1 = SparseCausalAttention(dim, heads), nn.LayerNorm(dim)
@@ -289,7 +324,7 @@ class Transformer(nn.Module):
         y = normalise(x, self.norm, silu=False).permute(0, 2, 3, 1).reshape(n, h * w, c)
         y = self._project(self.proj_in, y)
         for block in self.transformer_blocks:
-            y = block(y, ctx)
+            y = run(block, y, ctx)
         y = self._project(self.proj_out, y) + ctx.part(tokens)
         return y.view(-1, h, w, c).permute(0, 3, 1, 2)
 
@@ -312,10 +347,17 @@ class TemporalConv(nn.Module):
     def forward(self, x: Tensor, ctx: Pass) -> Tensor:
         n, c, h, w = x.shape
         video = x.permute(0, 2, 3, 1).reshape(n // ctx.frames, ctx.frames, h * w, c)
+        loop = ctx.windows is not None and ctx.windows.loop
+        if torch.compiler.is_compiling():  # slices would fix in the graph that there are three frames or more
+            first, last = (video[:, -1:], video[:, :1]) if loop else [torch.zeros_like(video[:, :1])] * 2
+            before = torch.cat([first, video], dim=1)[:, : ctx.frames]
+            after = torch.cat([video, last], dim=1)[:, 1:]
+            out = video + self.previous(before) + self.next(after)
+            return out.view(n, h, w, c).permute(0, 3, 1, 2)
         out = video.clone()
         out[:, 1:] += self.previous(video[:, :-1])
         out[:, :-1] += self.next(video[:, 1:])
-        if ctx.windows is not None and ctx.windows.loop:
+        if loop:
             out[:, :1] += self.previous(video[:, -1:])
             out[:, -1:] += self.next(video[:, :1])
         return out.view(n, h, w, c).permute(0, 3, 1, 2)
@@ -328,6 +370,10 @@ class ResnetBlock(nn.Module):
     """
 
     index: int = 0  # position among the network's ResNets, set by VideoUNet
+
+    def needs(self, ctx: Pass) -> tuple[Tensor, ...]:
+        """What it reads of a pass by its own place in the network, for `run`."""
+        return (ctx.time[self.index],)
 
     def __init__(
         self,
@@ -351,7 +397,7 @@ class ResnetBlock(nn.Module):
 
     def forward(self, x: Tensor, ctx: Pass) -> Tensor:
         over = ctx.frames if ctx.norm_over_frames else 1
-        time = ctx.time[self.index]
+        (time,) = ctx.here or (ctx.time[self.index],)
         h = normalise(x, self.norm1, over)
         if time.shape[0] == 1:  # one timestep for everything: the convolution's bias carries it at no cost
             h = F.conv2d(h, self.conv1.weight, self.conv1.bias + time[0], padding=1)
