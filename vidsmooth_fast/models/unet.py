@@ -301,11 +301,10 @@ class VideoUNet(nn.Module):
         layers = sum(len(level.resnets) for level in self.up_blocks)
         if deep is not None and not 1 <= deep.layers < layers:
             raise ValueError(f"deep: expected 1 to {layers - 1} layers, got {deep.layers}")
-        reusing = deep is not None and deep.value is not None
-        if reusing and deep.value.shape[0] != videos * frames:
-            raise ValueError(
-                f"deep: expected features of {videos * frames} images, got {deep.value.shape[0]}"
-            )
+        kept = None if deep is None else deep.value  # read once: it may have to come from the host
+        reusing = kept is not None
+        if reusing and kept.shape[0] != videos * frames:
+            raise ValueError(f"deep: expected features of {videos * frames} images, got {kept.shape[0]}")
         ctx = Pass(
             frames,
             videos * frames,
@@ -349,7 +348,7 @@ class VideoUNet(nn.Module):
             for i in range(len(level.resnets)):
                 if deep is not None and left == deep.layers:
                     if reusing:
-                        x = deep.value
+                        x = kept
                     else:
                         deep.value = x
                 if left <= needed:
