@@ -2,6 +2,8 @@
 
     python benchmarks/end_to_end.py                              both sizes, fp32 and bf16, a few minutes
     python benchmarks/end_to_end.py --size sprite-world --dtype fp32 --repeats 5
+    python benchmarks/end_to_end.py --size 37m --switches        the share of every exact saving
+    python benchmarks/end_to_end.py --device cuda                Stable Diffusion's size; see _gpu_end_to_end.py
 
 48 frames in windows of 16, stride 8, guidance 7.5, DDIM: 5 windows, 10 network evaluations of 16 frames a step. The two
 programs take turns, so that a busy machine slows both. A result is refused when the latents of the two differ
@@ -16,46 +18,27 @@ import argparse
 import copy
 import itertools
 import json
-import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
+from _gpu_end_to_end import PARTS, measure_on_gpu
+from _networks import SCHEDULER, SIZES, TOKENS, flop_counter, matrix_rates, random_unet, timed
+from _switches import SWITCHES
 from _timing import RESULTS, environment
 from baselines import PublishedUNet, attention_sdpa, published_sample
-from torch.utils.flop_counter import FlopCounterMode
 
 import vidsmooth_fast as vsf
-from vidsmooth_fast.models import VideoModel, VideoUNet
+from vidsmooth_fast.models import VideoModel
 
 FRAMES, WINDOW, STRIDE, GUIDANCE, STEPS = 48, 16, 8, 7.5, 2
 EVALUATIONS = 2 * len(range(0, FRAMES - WINDOW + 1, STRIDE))  # (window, branch) pairs of one step
 PROMPT = "a red car is driving on the snow"
 TOLERANCE = 1e-3
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-# 37 million parameters with Stable Diffusion's layout: attention at the first two levels, two layers each.
-MEDIUM = {
-    "sample_size": 32,
-    "block_out_channels": [128, 256, 256],
-    "layers_per_block": 2,
-    "down_block_types": ["CrossAttnDownBlock3D", "CrossAttnDownBlock3D", "DownBlock3D"],
-    "up_block_types": ["UpBlock3D", "CrossAttnUpBlock3D", "CrossAttnUpBlock3D"],
-    "attention_head_dim": 8,
-    "cross_attention_dim": 256,
-}
-SCHEDULER = {
-    "_class_name": "DDIMScheduler",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-}
 
 
 def random_model(config: dict, tokens: int) -> VideoModel:
@@ -65,11 +48,7 @@ def random_model(config: dict, tokens: int) -> VideoModel:
 
     from vidsmooth_fast.spriteworld.text import build_tokenizer
 
-    torch.manual_seed(0)
-    unet = VideoUNet.from_config(config)
-    for name, parameter in unet.named_parameters():
-        if "attn_temp.to_out.0.weight" in name:
-            torch.nn.init.normal_(parameter, std=0.02)
+    unet = random_unet(config)
     tokenizer = build_tokenizer()
     tokenizer.model_max_length = tokens
     encoder = CLIPTextModel(
@@ -97,8 +76,8 @@ def random_model(config: dict, tokens: int) -> VideoModel:
 
 def load_size(size: str) -> tuple[VideoModel, str]:
     """The model of a size, and where its weights come from."""
-    if size == "37m":
-        return random_model(MEDIUM, tokens=77), "random"
+    if size in SIZES:
+        return random_model(SIZES[size], tokens=TOKENS), "random"
     from vidsmooth_fast.models.loading import embedded_names
 
     if "sprite-world" in embedded_names():
@@ -131,7 +110,9 @@ def step_clock(unet: torch.nn.Module) -> Iterator[list[float]]:
         hook.remove()
 
 
-def run_ours(model: VideoModel, latents: torch.Tensor) -> tuple[list[float], torch.Tensor]:
+def run_ours(
+    model: VideoModel, latents: torch.Tensor, merge: str = "latent"
+) -> tuple[list[float], torch.Tensor]:
     """Seconds of each step of fast_sample, and the latents after the first."""
     ended: list[float] = []
     states: list[torch.Tensor] = []
@@ -144,12 +125,13 @@ def run_ours(model: VideoModel, latents: torch.Tensor) -> tuple[list[float], tor
         vsf.fast_sample(
             model,
             PROMPT,
-            FRAMES,
+            latents.shape[2],
             steps=STEPS,
             guidance=GUIDANCE,
             window=WINDOW,
             stride=STRIDE,
             window_weights="flat",
+            merge=merge,
             scheduler="ddim",
             latents=latents,
             progress=False,
@@ -180,49 +162,10 @@ def run_published(
     return time.perf_counter() - began, result
 
 
-def timed(call: Callable[[], object], repeats: int = 3) -> float:
-    """Median seconds of a call, after one to warm up."""
-    call()
-    seconds = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)
-
-
-def matrix_rates(dtype: torch.dtype) -> dict[str, float]:
-    """GFLOP/s of a 2048 x 2048 x 2048 product and of a 3x3 convolution of 256 channels on 16 images of 32 x 32."""
-    a, b = torch.randn(2048, 2048, dtype=dtype), torch.randn(2048, 2048, dtype=dtype)
-    x = torch.randn(16, 256, 32, 32, dtype=dtype).contiguous(memory_format=torch.channels_last)
-    w = torch.randn(256, 256, 3, 3, dtype=dtype).contiguous(memory_format=torch.channels_last)
-    product = 2 * 2048**3 / timed(lambda: a @ b)
-    convolution = 2 * 9 * 256 * x.numel() / timed(lambda: torch.nn.functional.conv2d(x, w, padding=1))
-    return {"product": product / 1e9, "convolution": convolution / 1e9}
-
-
-def _attention_flop(query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object) -> int:
-    """(B, heads, tokens, width) each: q k^T, then the product with v."""
-    batch, heads, tokens, width = query
-    return 2 * batch * heads * tokens * key[-2] * (width + value[-1])
-
-
-def _temporal_flop(query: torch.Size, *_: object, frames: int, **__: object) -> int:
-    return 4 * math.prod(query) * frames
-
-
-def _sparse_causal_flop(query: torch.Size, _key, _value, kv_frames: torch.Size, **__: object) -> int:
-    return 4 * math.prod(query) * kv_frames[-1] * query[1]
-
-
 def gflop_of_step(model: VideoModel, latents: torch.Tensor, text: torch.Tensor) -> float:
     """GFLOP that our algorithm needs for one step, with the attentions that PyTorch's counter does not know."""
-    known = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flop}
-    for name, formula in (("temporal", _temporal_flop), ("sparse_causal", _sparse_causal_flop)):
-        if hasattr(torch.ops.vidsmooth, f"{name}_attention"):
-            known[getattr(torch.ops.vidsmooth, f"{name}_attention")] = formula
     kv, time_embedding = model.unet.project_text(text), model.unet.embed_time(500)
-    with FlopCounterMode(display=False, custom_mapping=known) as counter:
+    with flop_counter() as counter:
         model.unet(latents[:, :, :WINDOW], time_embedding, kv)
     return counter.get_total_flops() * EVALUATIONS / 1e9
 
@@ -251,7 +194,7 @@ def measure(size: str, dtype_name: str, model: VideoModel, weights: str, repeats
     published(part, 500, text)  # warm, as the count warmed ours
     rates = matrix_rates(dtype)
 
-    ours, theirs = [], []
+    ours, theirs, merged = [], [], []
     for _ in range(repeats):
         seconds, expected = run_published(published, model, latents)
         theirs.append(seconds)
@@ -262,6 +205,7 @@ def measure(size: str, dtype_name: str, model: VideoModel, weights: str, repeats
             raise SystemExit(
                 f"{size} fp32: latents differ by {error:.1e} from the published program's: nothing timed"
             )
+        merged += run_ours(model, latents, "attention")[0]
     record = {
         "benchmark": "end_to_end",
         "size": size,
@@ -276,12 +220,14 @@ def measure(size: str, dtype_name: str, model: VideoModel, weights: str, repeats
         "seconds_per_step": statistics.median(ours),
         "published_seconds_per_step": statistics.median(theirs),
         "ratio": statistics.median(theirs) / statistics.median(ours),
+        "attention_seconds_per_step": statistics.median(merged),
+        "ratio_merged_in_attention": statistics.median(theirs) / statistics.median(merged),
         "gflop_per_step": gflop,
         "gflop_per_second": gflop / statistics.median(ours),
         "matrix_rate": rates,
         "fraction_of_matrix_rate": gflop / statistics.median(ours) / max(rates.values()),
         "max_abs_difference": error,
-        "samples": {"ours": ours, "published": theirs},
+        "samples": {"ours": ours, "published": theirs, "merged in attention": merged},
     }
     if rival:
         network = PublishedUNet(state, config, dtype=dtype, attention=attention_sdpa)
@@ -289,6 +235,43 @@ def measure(size: str, dtype_name: str, model: VideoModel, weights: str, repeats
         record["published_with_sdpa_seconds_per_step"] = seconds
         record["ratio_to_published_with_sdpa"] = seconds / record["seconds_per_step"]
     return {**record, "matrix_units": has_matrix_units(), **environment()}
+
+
+def measure_switches(size: str, dtype_name: str, model: VideoModel, repeats: int) -> dict:
+    """Seconds of a guided step of one window with every exact saving, and with each of them left out in turn."""
+    model = of_dtype(model, DTYPES[dtype_name])
+    edge = model.default_size[0] // model.downsampling
+    latents = torch.randn(1, model.latent_channels, WINDOW, edge, edge)
+    expected = run_ours(model, latents)[1]
+    samples: dict[str, list[float]] = {name: [] for name in ("everything on", *SWITCHES)}
+    errors = {}
+    for _ in range(repeats):
+        for name in samples:
+            with SWITCHES[name](model.unet) if name in SWITCHES else nullcontext():
+                steps, got = run_ours(model, latents)
+            samples[name] += steps[-1:]  # the first one warms up
+            errors[name] = (got - expected).abs().max().item()
+    medians = {name: statistics.median(taken) for name, taken in samples.items()}
+    return {
+        "benchmark": "switches",
+        "size": size,
+        "dtype": dtype_name,
+        "frames": WINDOW,
+        "latents": edge,
+        "seconds": medians,
+        "max_abs_difference": errors,
+        "samples": samples,
+        **environment(),
+    }
+
+
+def show_switches(record: dict) -> None:
+    base = record["seconds"]["everything on"]
+    print(f"{record['size']}, {record['dtype']}, {record['frames']} frames, guided: {base:.2f} s a step")
+    for name, seconds in record["seconds"].items():
+        print(
+            f"    {name:45} {seconds:7.2f} s  {seconds / base:5.2f}  {record['max_abs_difference'][name]:.1e}"
+        )
 
 
 def show(record: dict, fp32: dict | None) -> None:
@@ -307,6 +290,10 @@ def show(record: dict, fp32: dict | None) -> None:
         f"(product {rates['product']:.0f}, convolution {rates['convolution']:.0f} GFLOP/s); "
         f"latents differ by {record['max_abs_difference']:.1e}"
     )
+    print(
+        f"    merged in attention: {record['attention_seconds_per_step']:.2f} s/step, "
+        f"{record['ratio_merged_in_attention']:.2f} times as fast as published"
+    )
     if "ratio_to_published_with_sdpa" in record:
         print(
             f"    to the published network on SDPA: {record['ratio_to_published_with_sdpa']:.2f}", flush=True
@@ -317,14 +304,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--size", choices=("all", "sprite-world", "37m"), default="all")
+    parser.add_argument("--size", choices=("all", "sprite-world", *SIZES), default="all")
     parser.add_argument("--dtype", choices=("all", *DTYPES), default="all")
     parser.add_argument("--repeats", type=int, help="turns of each program; 3 for sprite-world, 1 for 37m")
     parser.add_argument("--no-rival", action="store_true", help="leave the SDPA rival out")
     parser.add_argument(
+        "--switches", action="store_true", help="leave out each exact saving in turn, ours alone"
+    )
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="cuda: Stable Diffusion's size"
+    )
+    parser.add_argument(
+        "--tiny", action="store_true", help="with --device: a tiny network, to try the program"
+    )
+    parser.add_argument("--part", choices=PARTS, help="with --device: one part of the measurement alone")
+    parser.add_argument(
         "--output", type=Path, default=RESULTS / "end_to_end.jsonl", help="JSON lines are appended here"
     )
     arguments = parser.parse_args()
+    if arguments.device == "cuda" or arguments.tiny:
+        measure_on_gpu(arguments.device, arguments.output, tiny=arguments.tiny, part=arguments.part)
+        return
     sizes = ("sprite-world", "37m") if arguments.size == "all" else (arguments.size,)
     names = tuple(DTYPES) if arguments.dtype == "all" else (arguments.dtype,)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
@@ -333,6 +333,13 @@ def main() -> None:
         repeats = arguments.repeats or (3 if size == "sprite-world" else 1)
         fp32 = None
         for name in names:
+            if arguments.switches:
+                with torch.inference_mode():
+                    record = measure_switches(size, name, model, arguments.repeats or 3)
+                show_switches(record)
+                with arguments.output.with_name("switches.jsonl").open("a") as lines:
+                    lines.write(json.dumps(record) + "\n")
+                continue
             with torch.inference_mode():
                 record = measure(size, name, model, weights, repeats, not arguments.no_rival)
             show(record, fp32)

@@ -1,0 +1,91 @@
+"""The exact savings of sampling, each as something that can be left out, so that its share of the time shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from vidsmooth_fast import ops
+from vidsmooth_fast.models import VideoUNet, blocks, unet
+from vidsmooth_fast.sampling import job
+from vidsmooth_fast.sampling.denoiser import UNetDenoiser
+
+
+class _Text:
+    """Prompts as they come from the text encoder: every call of the network projects them anew."""
+
+    def __init__(self, value: Tensor):
+        self.value = value
+
+    def select(self, rows: Tensor) -> _Text:
+        return _Text(self.value[rows])
+
+
+def _predict(
+    denoiser, latents, timestep, text, controls=None, frame_offsets=None, branches=1, *, leave_out, **keywords
+):
+    """UNetDenoiser.predict without one of its savings."""
+    if leave_out == "text":
+        text = text.value
+    if leave_out == "branches":
+        latents, branches = latents.repeat_interleave(branches, 0), 1
+    if denoiser._time[0] != timestep:
+        denoiser._time = (timestep, denoiser.unet.embed_time(timestep))
+    time = timestep if leave_out == "time" else denoiser._time[1]
+    return denoiser.unet(
+        latents.to(denoiser.dtype), time, text, windows=denoiser.windows, branches=branches, **keywords
+    )
+
+
+def _without(leave_out: str) -> Callable[[VideoUNet], contextmanager]:
+    @contextmanager
+    def switch(_unet: VideoUNet) -> Iterator[None]:
+        with ExitStack() as stack:
+
+            def predict(self, *args, **keywords):
+                return _predict(self, *args, leave_out=leave_out, **keywords)
+
+            stack.enter_context(mock.patch.object(UNetDenoiser, "predict", predict))
+            if leave_out == "text":
+                stack.enter_context(
+                    mock.patch.object(
+                        UNetDenoiser, "prepare_text", lambda self, text: _Text(text.to(self.dtype))
+                    )
+                )
+            yield
+
+    return switch
+
+
+def _in_pytorch(module: object, name: str) -> Callable[[VideoUNet], contextmanager]:
+    """The operator that `module` calls `name`, by its plain PyTorch reference."""
+    return lambda _unet: mock.patch.object(module, name, partial(getattr(module, name), backend="torch"))
+
+
+@contextmanager
+def _contiguous(network: VideoUNet) -> Iterator[None]:
+    """Feature maps and weights in PyTorch's own layout."""
+    with mock.patch.object(unet, "LAYOUT", torch.contiguous_format):
+        network.to(memory_format=torch.contiguous_format)
+        yield
+    network.to(memory_format=torch.channels_last)
+
+
+SWITCHES = {
+    "without channels_last": _contiguous,
+    "without the GroupNorm + SiLU kernel": _in_pytorch(blocks, "group_norm_silu"),
+    "without the temporal attention kernel": _in_pytorch(blocks, "temporal_attention"),
+    "without the sparse-causal attention kernel": _in_pytorch(blocks, "sparse_causal_attention"),
+    "without the one-pass step": _in_pytorch(ops, "denoise_step"),
+    "without the feed-forward in pieces": lambda _: mock.patch.object(blocks.FeedForward, "CHUNK", 1 << 30),
+    "text projected in every call": _without("text"),
+    "time embedded in every call": _without("time"),
+    "nothing shared by the guidance branches": _without("branches"),
+    "one window and branch in a call": lambda _: mock.patch.object(job, "CPU_PAIRS", 1),
+}
+"""What is left out -> a context, given the network, in which it is."""
