@@ -22,7 +22,7 @@ _WHERE = {
     "tune": "training.tuner",
     "Video": "video",
 }
-_MODULES = ("ops", "models")
+_MODULES = ("ops", "models", "export")
 __all__ = [*_WHERE, *_MODULES, "__version__"]
 
 

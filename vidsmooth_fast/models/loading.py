@@ -9,6 +9,9 @@ from pathlib import Path
 
 import torch
 
+from .bundle import is_bundle
+from .bundle_model import BundleModel
+from .latent_model import LatentModel
 from .video_model import VideoModel, quiet_transformers
 from .weights import build_unet, find_weights, read_weights
 
@@ -59,13 +62,13 @@ def load(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     lora: str | os.PathLike | list | None = None,
-) -> VideoModel:
+) -> LatentModel:
     """Load a model.
 
     name_or_path: an embedded model's name ("sprite-world"); a directory in diffusers' component layout with a 2D
         UNet (inflated here: temporal layers added, per-frame norm statistics), a Tune-A-Video checkpoint, or what
         `VideoModel.save` wrote; or a Hub id "owner/name" of one of these. Pickled weights are read only as plain
-        tensors.
+        tensors. A directory that `export` wrote gives a BundleModel, everything else a VideoModel.
     device: "auto" (cuda if there is one) or a torch device.
     dtype: "auto" (see `choose_dtype`), a torch dtype or its name.
     lora: a LoRA file or several, added to the weights in full precision before they are cast; a weight is given
@@ -73,9 +76,13 @@ def load(
 
     Raises: ValueError, one line: unknown name (listing what would work), missing parts, weights that do not fit.
     """
+    root, name = _locate(name_or_path)
+    if is_bundle(root):
+        if lora:
+            raise ValueError(f"lora: {root} is exported; add it to the model, and export that")
+        return BundleModel(root, device, dtype)
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)
-    root, name = _locate(name_or_path)
     model = _read(root, name, torch.float32 if lora else dtype)
     for entry in [lora] if isinstance(lora, (str, os.PathLike, tuple)) else lora or ():
         path, weight = entry if isinstance(entry, tuple) else (entry, 1.0)

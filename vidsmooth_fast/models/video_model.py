@@ -6,7 +6,6 @@ import copy
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .directories import new_directory
 from .latent_model import LatentModel
 from .unet import VideoUNet
 
@@ -135,19 +135,8 @@ class VideoModel(LatentModel):
         final name. An earlier saved model there is replaced; any other non-empty directory is an error.
         """
         target = Path(directory).absolute()
-        if target.exists() and not (
-            target.is_dir() and ((target / "model_index.json").is_file() or not any(target.iterdir()))
-        ):
-            raise ValueError(f"directory: expected a new, empty or earlier model directory, got {target}")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        try:
-            self._write(staging / "new")
-            if target.exists():
-                target.rename(staging / "old")
-            (staging / "new").rename(target)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+        with new_directory(target, "model_index.json", "model") as root:
+            self._write(root)
         return target
 
     def _write(self, root: Path) -> None:

@@ -8,8 +8,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from vidsmooth_fast.models.bundle_model import BundleModel
 from vidsmooth_fast.models.latent_model import LatentModel
 from vidsmooth_fast.models.unet import AttentionWindows, DeepFeatures, TextKV, VideoUNet
+from vidsmooth_fast.sampling.cuda_graphs import GraphedNetwork
+from vidsmooth_fast.sampling.graph_denoiser import GraphDenoiser
 
 
 class Denoiser(Protocol):
@@ -55,6 +58,9 @@ class UNetDenoiser:
         parameter = next(unet.parameters())
         self.dtype, self.device = parameter.dtype, parameter.device
         self._time = (None, None)
+        self._network = unet
+        if unet.cuda_graphs and self.device.type == "cuda":
+            self._network = GraphedNetwork(unet)
 
     def prepare_text(self, text: Tensor) -> TextKV:
         return self.unet.project_text(text.to(self.device, self.dtype))
@@ -71,14 +77,16 @@ class UNetDenoiser:
     ) -> Tensor:
         if self._time[0] != timestep:
             self._time = (timestep, self.unet.embed_time(timestep))
-        return self.unet(
+        return self._network(
             latents.to(self.dtype), self._time[1], text, windows=self.windows, branches=branches, deep=deep
         )
 
     def in_float32(self) -> UNetDenoiser:
-        return UNetDenoiser(copy.deepcopy(self.unet).float(), self.windows)
+        unet = copy.deepcopy(self.unet).float()
+        unet.cuda_graphs = False  # a step now and then is not worth recording
+        return UNetDenoiser(unet, self.windows)
 
 
 def denoiser_of(model: LatentModel, windows: AttentionWindows | None = None) -> Denoiser:
     """The denoising network of a model. windows: those inside temporal attention, for `merge="attention"`."""
-    return UNetDenoiser(model.unet, windows)
+    return GraphDenoiser(model) if isinstance(model, BundleModel) else UNetDenoiser(model.unet, windows)

@@ -1,0 +1,93 @@
+"""Graphs in ONNX Runtime: on the CPU, and on NVIDIA GPUs where its providers for them are installed."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vidsmooth_fast.models.bundle import Bundle, GraphFile
+
+_INSTALL = "pip install 'vidsmooth-fast[onnx]'"
+
+
+def _library():
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ValueError(f"bundle: format 'onnx' needs ONNX Runtime: {_INSTALL}") from error
+    return onnxruntime
+
+
+def choose_device(bundle: Bundle, device: str | torch.device) -> torch.device:
+    """ "auto": cuda where PyTorch and ONNX Runtime both have it, else cpu."""
+    offered = _library().get_available_providers()
+    has_cuda = torch.cuda.is_available() and "CUDAExecutionProvider" in offered
+    if device == "auto":
+        return torch.device("cuda" if has_cuda else "cpu")
+    chosen = torch.device(device)
+    if chosen.type not in ("cpu", "cuda"):
+        raise ValueError(f"device: ONNX Runtime bundles run on cpu or cuda, got {device!r}")
+    if chosen.type == "cuda" and not has_cuda:
+        raise ValueError(
+            f"device: {device} needs a GPU and onnxruntime-gpu in place of onnxruntime; this installation offers "
+            f"{', '.join(offered)}"
+        )
+    return chosen
+
+
+def open_graph(bundle: Bundle, name: str, device: torch.device) -> OnnxGraph:
+    return OnnxGraph(bundle, name, device)
+
+
+class OnnxGraph:
+    """A session whose inputs and outputs are PyTorch's memory: nothing is copied, on the CPU or the GPU.
+
+    On a GPU it works on PyTorch's stream of the moment when it was opened, so that neither waits for the other.
+    """
+
+    def __init__(self, bundle: Bundle, name: str, device: torch.device):
+        self.device = device
+        self.graph: GraphFile = bundle.graphs[name]
+        library = _library()
+        options = library.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = torch.get_num_threads()
+        try:
+            self.session = library.InferenceSession(
+                str(bundle.path / self.graph.file), options, providers=_providers(library, device)
+            )
+        except Exception as error:  # ONNX Runtime's classes derive from Exception alone
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"bundle: ONNX Runtime cannot load {bundle.path / self.graph.file}: {reason}"
+            ) from error
+
+    def __call__(self, **inputs: Tensor) -> Tensor:
+        sizes = self.graph.sizes({name: tuple(tensor.shape) for name, tensor in inputs.items()})
+        binding = self.session.io_binding()
+        kept = []  # alive until the run is over
+        for name, port in self.graph.inputs.items():
+            kept.append(inputs[name].to(self.device, getattr(torch, port.dtype)).contiguous())
+            binding.bind_input(name, *self._where(), _numpy(port.dtype), kept[-1].shape, kept[-1].data_ptr())
+        ((name, port),) = self.graph.outputs.items()
+        out = torch.empty(port.size(sizes), dtype=getattr(torch, port.dtype), device=self.device)
+        binding.bind_output(name, *self._where(), _numpy(port.dtype), out.shape, out.data_ptr())
+        self.session.run_with_iobinding(binding)
+        return out
+
+    def _where(self) -> tuple[str, int]:
+        return self.device.type, self.device.index or 0
+
+
+def _numpy(dtype: str) -> type:
+    return getattr(np, dtype)
+
+
+def _providers(library, device: torch.device) -> list:
+    """Execution providers, best first. TensorRT's where it is installed: it compiles the graph at the first call."""
+    if device.type == "cpu":
+        return ["CPUExecutionProvider"]
+    stream = str(torch.cuda.current_stream(device).cuda_stream)
+    options = {"device_id": device.index or 0, "user_compute_stream": stream}
+    return [("CUDAExecutionProvider", options), "CPUExecutionProvider"]

@@ -1,0 +1,61 @@
+"""The network of an exported bundle as a denoiser."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vidsmooth_fast.models.bundle_model import BundleModel
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Text as the graph takes it, (rows, L, D)."""
+
+    rows: Tensor
+
+    def select(self, rows: Tensor) -> Embeddings:
+        return Embeddings(self.rows.index_select(0, rows))
+
+
+class GraphDenoiser:
+    """A bundle's network. Guidance branches enter as videos of their own, each sequence with its text once.
+
+    A graph has one precision: where half precision overflows, there is no other to turn to.
+    """
+
+    def __init__(self, model: BundleModel):
+        self.model = model
+        self.dtype, self.device = model.dtype, model.device
+
+    def prepare_text(self, text: Tensor) -> Embeddings:
+        return Embeddings(text.to(self.device, self.dtype))
+
+    def predict(
+        self,
+        latents: Tensor,
+        timestep: float,
+        text: Embeddings,
+        controls: Any = None,
+        frame_offsets: Tensor | None = None,
+        branches: int = 1,
+    ) -> Tensor:
+        sample = latents.to(self.dtype).repeat_interleave(branches, 0)
+        return self.model.network(
+            sample=sample,
+            timestep=torch.full((len(sample),), timestep, dtype=torch.float32, device=self.device),
+            encoder_hidden_states=text.rows.expand(len(sample), -1, -1),
+        )
+
+    def in_float32(self) -> GraphDenoiser:
+        """Itself where it computes in float32. Raises: FloatingPointError for other bundles."""
+        if self.dtype == torch.float32:
+            return self
+        name = str(self.dtype).removeprefix("torch.")
+        raise FloatingPointError(
+            f"the prediction of {self.model.path} is not finite, and it computes in {name}; "
+            "export the model with dtype='float32'"
+        )
