@@ -402,7 +402,8 @@ class ResnetBlock(nn.Module):
         if time.shape[0] == 1:  # one timestep for everything: the convolution's bias carries it at no cost
             h = F.conv2d(h, self.conv1.weight, self.conv1.bias + time[0], padding=1)
         else:
-            h = self.conv1(h) + time.repeat_interleave(x.shape[0] // time.shape[0], dim=0)[:, :, None, None]
+            per_image = time[:, None].expand(-1, x.shape[0] // time.shape[0], -1).flatten(0, 1)
+            h = self.conv1(h) + per_image[:, :, None, None]
         h = self.conv2(normalise(h, self.norm2, over))
         if self.conv_temp is not None and ctx.frames > 1 and not ctx.skip_temporal:
             h = self.conv_temp(h, ctx)
