@@ -21,7 +21,7 @@ from vidsmooth_fast.models.directories import new_directory
 from vidsmooth_fast.models.loading import choose_dtype, load
 from vidsmooth_fast.models.video_model import VideoModel
 
-FORMATS = ("onnx",)
+FORMATS = ("onnx", "aoti", "tensorrt")
 
 
 class Writer(Protocol):
@@ -58,12 +58,13 @@ def export(
     """Write a model as a bundle: graphs that run without this package's networks, sampled by the same loop.
 
     model: a VideoModel, or what `load` takes. path: the bundle's directory; an earlier bundle there is replaced.
-    format: "onnx". dtype: in which the denoising network and the autoencoder compute, "float32" or "float16"; sums of
-        norms and softmax stay in float32, and so does the text encoder.
+    format: "onnx", "aoti" or "tensorrt". dtype: in which the denoising network and the autoencoder compute, "float32",
+        "float16" or (aoti) "bfloat16"; sums of norms and softmax stay in float32, and so does the text encoder.
     frames: (least, most) frames in a window. height, width: (least, most) pixels, by default whatever the network can
         take. batch: (least, most) windows x guidance branches in one call.
     controls: the denoising network also takes a ControlNet's residuals.
-    options: the format's own. onnx: opset (23, or 21 for older runtimes).
+    options: the format's own. onnx: opset (23, or 21 for older runtimes). aoti: device ("cpu" or "cuda", for which it
+        is compiled). tensorrt: timing_cache (a file; by default one in the user's cache folder).
 
     Returns the path. Raises: ValueError, one line, for anything that cannot be met.
     """

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-FORMATS = ("onnx",)
+FORMATS = ("onnx", "aoti", "tensorrt")
 
 
 class Graph(Protocol):

@@ -15,13 +15,17 @@ from torch import Tensor
 import vidsmooth_fast.ops  # noqa: F401 - registers the operators that the graphs call
 from vidsmooth_fast.models.bundle import Bundle, GraphFile
 
-_FAMILIES = ("avx", "fma", "f16c", "bmi", "amx", "gfni", "vaes", "vpclmul", "sse4", "popcnt", "movbe", "abm", "adx")
+_FAMILIES = tuple("abm adx amx avx bmi f16c fma gfni movbe popcnt sse4_ vaes vpclmul".split())
 """Of the instruction sets that /proc/cpuinfo lists, those that a compiler chooses by itself."""
 
 
 def machine(device: str) -> dict[str, str]:
     """What machine code made here is good for: device, system, PyTorch, and the processor's or GPU's abilities."""
-    here = {"device": device, "system": f"{platform.system()} {platform.machine()}", "torch": _release(torch.__version__)}
+    here = {
+        "device": device,
+        "system": f"{platform.system()} {platform.machine()}",
+        "torch": _release(torch.__version__),
+    }
     if device == "cuda":
         here["capability"] = "{}.{}".format(*torch.cuda.get_device_capability())
     return {**here, "instructions": " ".join(_instructions())}
