@@ -206,9 +206,9 @@ void sparse_causal_attention(int dtype, std::array<std::int64_t, 5> size, std::a
 }
 
 // size: images, frames, pixels, channels, groups.
-void group_norm_silu(int dtype, std::array<std::int64_t, 5> size, Address x,
-                     std::array<std::int64_t, 2> strides, Address weight, Address bias, Address out,
-                     float eps, bool silu, int threads) {
+GroupNormSiluArgs group_norm_args(int dtype, const Sizes& size, Address x,
+                                  const std::array<std::int64_t, 2>& strides, Address weight, Address bias,
+                                  Address out, float eps, bool silu, int threads) {
     GroupNormSiluArgs a;
     a.dtype = static_cast<DType>(dtype);
     a.images = size[0], a.frames = size[1], a.pixels = size[2], a.channels = size[3], a.groups = size[4];
@@ -220,7 +220,25 @@ void group_norm_silu(int dtype, std::array<std::int64_t, 5> size, Address x,
     a.eps = eps;
     a.silu = silu;
     a.threads = threads;
+    return a;
+}
+
+void group_norm_silu(int dtype, const Sizes& size, Address x, const std::array<std::int64_t, 2>& strides,
+                     Address weight, Address bias, Address out, float eps, bool silu, int threads) {
+    const auto a = group_norm_args(dtype, size, x, strides, weight, bias, out, eps, silu, threads);
     VIDSMOOTH_CALL(group_norm_silu, a);
+}
+
+void group_norm_silu_backward(int dtype, const Sizes& size, Address x,
+                              const std::array<std::int64_t, 2>& strides, Address weight, Address bias,
+                              Address out, float eps, bool silu, Address grad,
+                              const std::array<std::int64_t, 2>& grad_strides, Address sums, int threads) {
+    GroupNormSiluBackwardArgs a;
+    a.of = group_norm_args(dtype, size, x, strides, weight, bias, out, eps, silu, threads);
+    a.grad = pointer<const void>(grad);
+    std::copy(grad_strides.begin(), grad_strides.end(), a.grad_stride);
+    a.sums = pointer<double>(sums);
+    VIDSMOOTH_CALL(group_norm_silu_backward, a);
 }
 
 }  // namespace
@@ -244,4 +262,5 @@ PYBIND11_MODULE(_C, m) {
     m.def("temporal_attention", &temporal_attention, no_gil);
     m.def("sparse_causal_attention", &sparse_causal_attention, no_gil);
     m.def("group_norm_silu", &group_norm_silu, no_gil);
+    m.def("group_norm_silu_backward", &group_norm_silu_backward, no_gil);
 }

@@ -97,6 +97,13 @@ struct GroupNormSiluArgs {
     int threads;
 };
 
+struct GroupNormSiluBackwardArgs {
+    GroupNormSiluArgs of;    // weight and bias not null; out: the gradient of x
+    const void* grad;        // (images, pixels, channels)
+    int64_t grad_stride[2];  // from image to image and from pixel to pixel
+    double* sums;            // (images / frames, 2, channels): gradients of bias and weight, for every set
+};
+
 struct SparseCausalAttentionArgs {
     DType dtype;
     int64_t batch, frames, pixels, heads, width;  // width: d, columns of one head
@@ -139,4 +146,5 @@ VIDSMOOTH_DECLARE(denoise_step, DenoiseStepArgs)
 VIDSMOOTH_DECLARE(temporal_attention, TemporalAttentionArgs)
 VIDSMOOTH_DECLARE(sparse_causal_attention, SparseCausalAttentionArgs)
 VIDSMOOTH_DECLARE(group_norm_silu, GroupNormSiluArgs)
+VIDSMOOTH_DECLARE(group_norm_silu_backward, GroupNormSiluBackwardArgs)
 }  // namespace vidsmooth

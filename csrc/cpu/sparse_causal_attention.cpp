@@ -7,6 +7,7 @@
 // heads, where the exponentials and the many small matrix products weigh most.
 #include "cpu/attention_tiles.h"
 #include "cpu/kernels.h"
+#include "cpu/numbers.h"
 #include "cpu/parallel.h"
 #include "cpu/scratch.h"
 
@@ -17,10 +18,6 @@ using Args = SparseCausalAttentionArgs;
 
 constexpr int64_t kKeys = 256;
 constexpr int W = kWidth;
-
-inline int64_t least(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
 
 thread_local Scratch scratch;
 

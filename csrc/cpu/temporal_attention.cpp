@@ -7,6 +7,7 @@
 // the last one between the micro-kernels of the present one, so that memory and FMA units work at the same
 // time.
 #include "cpu/attention_tiles.h"
+#include "cpu/numbers.h"
 #include "cpu/parallel.h"
 #include "cpu/scratch.h"
 
@@ -14,13 +15,6 @@ namespace vidsmooth::VIDSMOOTH_ISA {
 namespace {
 
 using Args = TemporalAttentionArgs;
-
-inline int64_t least(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
-inline int64_t most(int64_t a, int64_t b) {
-    return a > b ? a : b;
-}
 
 // How the work is cut. A unit: `pixels` neighbouring pixels and `heads` neighbouring heads of one batch
 // entry.

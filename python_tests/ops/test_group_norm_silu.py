@@ -143,6 +143,28 @@ def test_gradients_in_every_dtype(each_backend, within_rule, case, dtype):
             within_rule(got, plain, wide)
 
 
+def test_gradients_shared_by_threads(within_rule):
+    tensors = inputs((6, 24, 40, 40))  # 230,400 elements: work for several threads
+    grad = torch.randn(6, 24, 40, 40)
+    before = torch.get_num_threads()
+
+    def gradients(function, *tensors):
+        leaves = [t.clone().requires_grad_() for t in tensors[:3]]
+        return torch.autograd.grad(function(*leaves, groups=8, frames=3), leaves, tensors[3])
+
+    exact = gradients(by_hand, *(t.double() for t in (*tensors, grad)))
+    plain = gradients(eager, *tensors, grad)
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            for got, theirs, wide in zip(
+                gradients(ops.group_norm_silu, *tensors, grad), plain, exact, strict=True
+            ):
+                within_rule(got, theirs, wide)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_opcheck(dtype):
     x, weight, bias = (t.requires_grad_() for t in inputs((4, 6, 2, 3), dtype))

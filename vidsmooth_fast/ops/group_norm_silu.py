@@ -127,6 +127,36 @@ def _backward_reference(grad, x, weight, bias, *, groups, frames, eps, silu):
     return _images(to_x, x), to_weight.to(weight.dtype), to_bias.to(bias.dtype)
 
 
+def _cpu_backward_supports(grad, x=None, *_args, **_settings):
+    return cpu_supports(*(t for t in (grad, x) if t is not None))  # weight and bias are widened
+
+
+def _cpu_backward(grad, x, weight, bias, *, groups, frames, eps, silu):
+    x, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
+    images, channels, height, width = x.shape
+    out = torch.empty(x.shape, dtype=x.dtype, memory_format=torch.channels_last)
+    sums = torch.empty(images // frames, 2, channels, dtype=torch.float64)
+    w, b = weight.float().contiguous(), bias.float().contiguous()
+    steps = (height * width * channels, channels)
+    extension().group_norm_silu_backward(
+        DTYPE_CODES[x.dtype],
+        (images, frames, height * width, channels, groups),
+        x.data_ptr(),
+        steps,
+        w.data_ptr(),
+        b.data_ptr(),
+        out.data_ptr(),
+        eps,
+        silu,
+        grad.data_ptr(),
+        steps,
+        sums.data_ptr(),
+        torch.get_num_threads(),
+    )
+    to_bias, to_weight = sums.sum(0)
+    return out, to_weight.to(weight.dtype), to_bias.to(bias.dtype)
+
+
 def _triton_backward_supports(grad, x=None, *_args, **_settings):
     return _triton_supports(grad if x is None else x)
 
@@ -154,6 +184,7 @@ _backward_op = register(
     fake=_backward_fake,
     gradient=True,
     triton=Backend(_triton_backward_supports, _triton_backward),
+    cpu=Backend(_cpu_backward_supports, _cpu_backward),
 )
 
 
