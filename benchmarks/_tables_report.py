@@ -168,11 +168,20 @@ def examples(done: dict) -> list[str]:
 
 def write_page() -> Path:
     """Write docs/results.md. Raises SystemExit when there is nothing to write."""
-    done = lines()
-    if not done:
+    from _speed_report import section as speed_section
+
+    done, speed = lines(), speed_section()
+    if not done and not speed:
         raise SystemExit(
             "nothing measured yet for the present weights and settings: python benchmarks/tables.py run"
         )
+    text = tables_text(done) if done else ["# Results", ""]
+    PAGE.write_text("\n".join([*text, *speed]).rstrip() + "\n")
+    return PAGE
+
+
+def tables_text(done: dict) -> list[str]:
+    """The page but for its section on speed."""
     last = list(done.values())[-1]
     sections = dict.fromkeys(method.section for method in METHODS.values())
     absent = [
@@ -208,5 +217,4 @@ def write_page() -> Path:
     text += [f"- {what}" for what in MISSING]
     if absent:
         text.append("- Not measured yet: " + "; ".join(absent))
-    PAGE.write_text("\n".join(text).rstrip() + "\n")
-    return PAGE
+    return [*text, ""]
