@@ -1,17 +1,18 @@
-"""fast_sample at Stable Diffusion 1.5's size on a GPU, with random weights; called by end_to_end.py --device cuda.
+"""Sampling at Stable Diffusion 1.5's size on a GPU, with random weights; end_to_end.py --device cuda calls it.
 
-    python benchmarks/end_to_end.py --device cuda [--part ours|published|published-compiled|picture] [--output FILE]
+    python benchmarks/_gpu_end_to_end.py [--part ours|published|published-compiled|picture] [--output FILE]
 
 512x512, 256 frames in windows of 16, stride 8, guidance, DDIM, bf16 (--tiny: a small network, to try the program).
-ours: steps of the engine, latents merged and attention merged, as they are and with `VideoUNet.compile`; published,
-published-compiled: the published network on SDPA, window by window and branch by branch as its authors' loop calls it,
-eager and with torch.compile; picture: the 2D network alone, guided, in iterations per second. Everything is timed over
-at least three steady steps and multiplied out to 50. Needs torch only; the rate of the decoder comes with diffusers.
-One JSON line per row, with the bf16 rate of a large product measured in the same run.
+ours: steps of the engine, latents merged and attention merged, as they are, as CUDA graphs and with compiled blocks;
+published, published-compiled: the published network on SDPA, window by window and branch by branch as its authors' loop
+calls it, eager and with torch.compile; picture: the 2D network alone, guided, in iterations per second. Everything is
+timed over at least three steady steps; a run of 50 is multiplied out. Needs torch and psutil; the rate of the decoder
+comes where diffusers is. One JSON line per row, with the bf16 rate of a large product measured in the same run.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import statistics
@@ -23,7 +24,7 @@ from pathlib import Path
 
 import torch
 from _networks import SCHEDULER, STABLE_DIFFUSION, TINY, TOKENS, flop_counter, random_unet
-from _timing import environment
+from _timing import RESULTS, environment
 from baselines import PublishedUNet, attention_sdpa
 
 from vidsmooth_fast.conditioning.prompts import PromptTrack
@@ -243,3 +244,19 @@ def measure_on_gpu(device: str, output: Path, *, tiny: bool, part: str | None) -
                     lines.write(json.dumps(record) + "\n")
                 if device == "cuda":
                     torch.cuda.empty_cache()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="a small network, to try the program")
+    parser.add_argument("--part", choices=PARTS, help="one part of the measurement alone")
+    parser.add_argument("--output", type=Path, default=RESULTS / "gpu" / "end_to_end_gpu.jsonl")
+    chosen = parser.parse_args()
+    measure_on_gpu(chosen.device, chosen.output, tiny=chosen.tiny, part=chosen.part)
+
+
+if __name__ == "__main__":
+    main()

@@ -318,13 +318,13 @@ def main() -> None:
         "--tiny", action="store_true", help="with --device: a tiny network, to try the program"
     )
     parser.add_argument("--part", choices=PARTS, help="with --device: one part of the measurement alone")
-    parser.add_argument(
-        "--output", type=Path, default=RESULTS / "end_to_end.jsonl", help="JSON lines are appended here"
-    )
+    parser.add_argument("--output", type=Path, help="JSON lines are appended here; in benchmarks/results")
     arguments = parser.parse_args()
     if arguments.device == "cuda" or arguments.tiny:
-        measure_on_gpu(arguments.device, arguments.output, tiny=arguments.tiny, part=arguments.part)
+        output = arguments.output or RESULTS / "gpu" / "end_to_end_gpu.jsonl"
+        measure_on_gpu(arguments.device, output, tiny=arguments.tiny, part=arguments.part)
         return
+    arguments.output = arguments.output or RESULTS / "end_to_end.jsonl"
     sizes = ("sprite-world", "37m") if arguments.size == "all" else (arguments.size,)
     names = tuple(DTYPES) if arguments.dtype == "all" else (arguments.dtype,)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

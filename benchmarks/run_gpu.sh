@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# Everything about the operators that only a GPU can show: bash benchmarks/run_gpu.sh [FOLDER] [STAGE...]
+# Everything that only a GPU can show: bash benchmarks/run_gpu.sh [FOLDER] [STAGE...]
 #
 # FOLDER (gpu-results): gets log/*.txt, results/*.jsonl, tables.md and gpu_choice.json.
-# STAGE: build, test, sanitize, bench; all of them when none is named. Each stops at its time limit, under 9 minutes
-# together, and can be run alone after build.
+# STAGE: build, test, sanitize, bench; these four when none is named, for the operators. e2e is sampling at Stable
+# Diffusion 1.5's size, beside the published program, and the profile of a step: in a second run, "FOLDER e2e" after
+# build. Each stops at its time limit, under 9 minutes a run, and can be run alone after build.
 #
-# Needs a GPU, torch, triton, nvcc, cmake, ninja, pybind11 and pytest; no network, no other package. The kernels are
-# built for this GPU alone, in FOLDER/build; nothing is installed. Variables: PYTHON (python3), SECONDS_PER_CASE (0.15).
+# Needs a GPU, torch, triton, nvcc, cmake, ninja, pybind11 and pytest (e2e: psutil); no network, no other package. The
+# kernels are built for this GPU alone, in FOLDER/build; nothing is installed. Variables: PYTHON (python3),
+# SECONDS_PER_CASE (0.15), TINY (e2e with a small network).
 set -uo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -112,13 +114,33 @@ bench() {
   [ ! -s "$out/tables.md" ] || cat "$out/tables.md"
 }
 
+# Rows first that need no compiler.
+e2e() {
+  local part left limit tiny=() size=()
+  [ -z "${TINY:-}" ] || { tiny=(--tiny); size=(--size tiny --pixels 64); }
+  for part in ours published picture profile published-compiled; do
+    left=$((515 - SECONDS))
+    case $part in ours | published-compiled) limit=230 ;; *) limit=90 ;; esac
+    [ $left -ge 10 ] || { echo "e2e $part: skipped, the time is used up"; continue; }
+    if [ $part = profile ]; then
+      run e2e_profile $((left < limit ? left : limit)) "$python" "$root/benchmarks/profile.py" --device cuda "${size[@]}" \
+        --results "$out/results"
+    else
+      run "e2e_$part" $((left < limit ? left : limit)) "$python" "$root/benchmarks/_gpu_end_to_end.py" --part "$part" "${tiny[@]}" \
+        --output "$out/results/end_to_end_gpu.jsonl"
+    fi
+  done
+  cat "$out"/log/e2e_*.txt
+}
+
 for stage in "${stages[@]}"; do
   case $stage in
     build) build || break ;;
     test) test_stage ;;
     sanitize) sanitize ;;
     bench) bench ;;
-    *) echo "run_gpu.sh: expected build, test, sanitize or bench, got $stage"; exit 2 ;;
+    e2e) e2e ;;
+    *) echo "run_gpu.sh: expected build, test, sanitize, bench or e2e, got $stage"; exit 2 ;;
   esac
 done
 if [ ${#failed[@]} -gt 0 ]; then
