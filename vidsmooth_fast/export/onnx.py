@@ -17,7 +17,6 @@ from typing import ClassVar
 import torch
 
 from vidsmooth_fast.export.graphs import Ranges, Traceable
-from vidsmooth_fast.ops.group_norm_silu import reference as group_norm_silu
 from vidsmooth_fast.ops.sparse_causal_attention import reference as sparse_causal_attention
 from vidsmooth_fast.ops.temporal_attention import reference as temporal_attention
 
@@ -55,6 +54,7 @@ class Writer:
 
     def write(self, name: str, graph: Traceable, ranges: Ranges, folder: Path) -> str:
         import onnx
+        import onnxscript.optimizer
 
         program = graph.program(ranges).run_decompositions(_references())
         half = any(port.dtype == "float16" for port in graph.outputs.values())
@@ -66,6 +66,7 @@ class Writer:
                 custom_translation_table={_SDPA: _half_attention(self.opset)} if half else None,
                 verbose=False,
             )
+        onnxscript.optimizer.fold_constants(exported.model, should_fold=_is_split)
         _tidy(exported.model, graph)
         file = folder / f"{name}.onnx"
         weights = sum(value.const_value.nbytes for value in exported.model.graph.initializers.values())
@@ -82,10 +83,21 @@ def _references() -> dict:
 
     operators = torch.ops.vidsmooth
     return {
-        operators.group_norm_silu.default: plain(group_norm_silu),
+        operators.group_norm_silu.default: plain(_group_norm_silu),
         operators.sparse_causal_attention.default: plain(sparse_causal_attention),
         operators.temporal_attention.default: plain(temporal_attention),
     }
+
+
+def _group_norm_silu(x, weight, bias, *, groups, frames=1, eps=1e-5, silu=True):
+    """`ops.group_norm_silu` for runtimes that keep channels before pixels; its reference would transpose twice there."""
+    wide, weight, bias = x.float(), weight.float(), bias.float()
+    if frames == 1:
+        y = torch.group_norm(wide, groups, weight, bias, eps)
+    else:
+        video = wide.unflatten(0, (-1, frames)).transpose(1, 2)
+        y = torch.group_norm(video, groups, weight, bias, eps).transpose(1, 2).flatten(0, 1)
+    return (torch.nn.functional.silu(y) if silu else y).to(x.dtype)
 
 
 def _half_attention(opset: int):
@@ -115,6 +127,11 @@ def _plain(attn_mask, is_causal: bool) -> None:
         raise ValueError("attention with a mask is not expected in float16: only the text encoder has one")
 
 
+def _is_split(node) -> bool | None:
+    """Weights that the network reads in parts are stored in parts; the folder's own rules decide on everything else."""
+    return True if node.op_type == "Split" else None
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the exporter's remarks about its own workings."""
@@ -131,14 +148,9 @@ def _quiet() -> Iterator[None]:
 
 def _tidy(model, graph: Traceable) -> None:
     """Sizes by the names that bundle.json uses, and no traces of the machine that exported."""
-    names = {}
-    for value in model.graph.inputs:
-        for axis, size in zip(graph.inputs[value.name].shape, value.shape, strict=True):
-            if isinstance(axis, str) and axis.isalpha():
-                names[str(size)] = axis
     for value in (*model.graph.inputs, *model.graph.outputs):
         ports = graph.inputs if value.name in graph.inputs else graph.outputs
-        value.shape = type(value.shape)([axis for axis in ports[value.name].shape])
+        value.shape = type(value.shape)(ports[value.name].shape)
     domains = {node.domain for node in model.graph.all_nodes()} - {""}
     if domains or model.functions:
         raise RuntimeError(f"the graph has nodes that are not standard ONNX: {sorted(domains)}")

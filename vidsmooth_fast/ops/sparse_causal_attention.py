@@ -38,7 +38,8 @@ def reference(
     index = kv_frames.to(q.device, non_blocking=q.is_cuda)  # the host need not wait for the GPU
 
     def chosen(t: Tensor) -> Tensor:  # (B·F, P, h·d) -> (B·F, R·P, h·d)
-        return t.unflatten(0, (-1, frames))[:, index].flatten(2, 3).flatten(0, 1)
+        gathered = t.unflatten(0, (-1, frames)).index_select(1, index.flatten())
+        return gathered.unflatten(1, index.shape).flatten(2, 3).flatten(0, 1)
 
     # Four axes: with five, SDPA leaves its fused kernel for the explicit one, 10 times slower on a CPU.
     q, k, v = _split(q, heads), _split(chosen(k), heads), _split(chosen(v), heads)
