@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from python_tests.tiny import tiny_unet_config
+from python_tests.tiny import tiny_model, tiny_unet_config
 from vidsmooth_fast.models import AttentionWindows, VideoUNet
 from vidsmooth_fast.models.unet import DeepFeatures
 from vidsmooth_fast.sampling.cuda_graphs import LIMIT, GraphedNetwork
@@ -110,3 +110,8 @@ def test_beyond_the_limit_calls_run_as_usual(unet, recorder):
             x, time, text = inputs(unet, videos, videos, 1)
             torch.testing.assert_close(network(x, time, text), unet(x, time, text), rtol=0, atol=1e-5)
     assert recorder.recorded == LIMIT
+
+
+def test_they_need_cuda():
+    with pytest.raises(ValueError, match="cuda_graphs: expected a model on a CUDA device, got one on cpu"):
+        tiny_model().compile(blocks=False, cuda_graphs=True)

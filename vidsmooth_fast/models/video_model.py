@@ -114,6 +114,20 @@ class VideoModel(LatentModel):
     def _to_pixels(self, latents: Tensor) -> Tensor:
         return self.vae.decode(latents, return_dict=False)[0]
 
+    def compile(self, *, blocks: bool = True, cuda_graphs: bool = False) -> VideoModel:
+        """Spend time once, in the first steps, for faster ones after them; returns self. See docs/speed.md.
+
+        blocks: the network's blocks through torch.compile, kept for later processes (`VideoUNet.compile_blocks`).
+        cuda_graphs: replay the network's calls as CUDA graphs, so that no time passes on the host between kernels.
+        Results stay the same within the tolerance of the dtype. Raises: ValueError for CUDA graphs without CUDA.
+        """
+        if cuda_graphs and self.device.type != "cuda":
+            raise ValueError(f"cuda_graphs: expected a model on a CUDA device, got one on {self.device}")
+        if blocks:
+            self.unet.compile_blocks()
+        self.unet.cuda_graphs = cuda_graphs
+        return self
+
     def load_lora(self, path: str | os.PathLike, weight: float = 1.0) -> VideoModel:
         """Add a LoRA file's low-rank updates, times `weight`, to the weights in place; returns self.
 
