@@ -71,6 +71,14 @@ Height = Annotated[int | None, typer.Option(help="Pixels; the model's own size b
 Width = Annotated[int | None, typer.Option(help="Pixels; the model's own size by default.")]
 Device = Annotated[str, typer.Option(help='"cpu", "cuda", "cuda:1", ...')]
 Dtype = Annotated[str, typer.Option(help='"float32", "bfloat16", "float16".')]
+Point = Annotated[
+    tuple[float, float] | None,
+    typer.Option(help="X Y on the object in the first frame, in pixels of the size tuned on."),
+]
+Box = Annotated[
+    tuple[float, float, float, float] | None,
+    typer.Option(help="LEFT TOP RIGHT BOTTOM around the object in the first frame."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No bars, no estimates.")]
 
 
@@ -336,6 +344,8 @@ def tune(
     sam: Annotated[
         Path | None, typer.Option(help="Segment Anything's checkpoint, for the masks of loss foreground.")
     ] = None,
+    point: Point = None,
+    box: Box = None,
     batch_size: Annotated[int, typer.Option(help="Timesteps, or pictures, in each step.")] = 1,
     precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "auto",
     validate: Annotated[
@@ -380,7 +390,7 @@ def tune(
         },
         size=(height, width),
         pairs=pair or (),
-        sam=sam,
+        masks={"checkpoint": sam, "point": point, "box": box},
     )
     typer.echo(output)
 
@@ -399,6 +409,8 @@ def consistency(
     n: Annotated[int, typer.Option(help="Backgrounds in one average.")] = 5,
     mode: Annotated[str, typer.Option(help="corrected, or paper: its equation to the letter.")] = "corrected",
     sam: Annotated[Path | None, typer.Option(help="Segment Anything's checkpoint; GrabCut without.")] = None,
+    point: Point = None,
+    box: Box = None,
     tuning_steps: Annotated[int, typer.Option(help="Of the optimiser.")] = 250,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 2e-6,
     sampling_steps: Annotated[int, typer.Option(help="Of the last stage.")] = 50,
@@ -430,6 +442,8 @@ def consistency(
         n=n,
         mode=mode,
         sam=sam,
+        point=point,
+        box=box,
         tuning_steps=tuning_steps,
         lr=lr,
         sampling_steps=sampling_steps,

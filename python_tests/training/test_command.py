@@ -44,6 +44,24 @@ def test_tune_and_sample_what_it_wrote(monkeypatch, capsys, place):
     assert (place / "tuned" / "lora.safetensors").is_file() and (place / "tuned.run" / "losses.png").is_file()
 
 
+def test_a_box_says_what_is_foreground(monkeypatch, capsys, place):
+    seen = {}
+
+    def masks(frames, **prompts):
+        seen.update(prompts, frames=len(list(frames)))
+        found = np.zeros((3, 16, 16), bool)
+        found[:, 2:12, 2:12] = True
+        return found
+
+    monkeypatch.setattr("vidsmooth_fast.conditioning.masks.foreground_masks", masks)
+    code, _, err = run(
+        monkeypatch, capsys, "tune", place / "tiny", place / "clip.mp4", "a red car", "-o", place / "boxed",
+        "--steps", 1, "--frames", 3, "--loss", "foreground", "--box", 2, 2, 12, 12, "--quiet",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert seen == {"checkpoint": None, "point": None, "box": (2, 2, 12, 12), "frames": 3}
+
+
 def test_tune_on_a_combined_dataset(monkeypatch, capsys, place):
     code, _, err = run(
         monkeypatch, capsys, "tune", place / "tiny", place / "clip.mp4", "", "-o", place / "combined", "--steps", 1,
@@ -71,6 +89,15 @@ def test_tune_on_a_combined_dataset(monkeypatch, capsys, place):
         (["", "--pair", "1:missing.png:a boat"], "pair: cannot read the picture missing.png"),
         (["a red car", "--loss", "plain=much"], "loss: expected term=weight"),
         (["a red car", "--width", "15"], "size: expected"),
+        (["a red car", "--point", "8", "8"], "point: only a loss with masks uses it, such as foreground"),
+        (
+            ["a red car", "--loss", "foreground", "--point", "8", "99"],
+            "point: expected coordinates inside 16x16",
+        ),
+        (
+            ["a red car", "--loss", "foreground", "--box", "9", "9", "3", "3"],
+            "box: expected (left, top, right, bottom)",
+        ),
     ],
 )
 def test_one_line_errors(monkeypatch, capsys, place, arguments, message):
@@ -96,6 +123,14 @@ def test_consistency_refuses_before_any_work(monkeypatch, capsys, place):
     )  # fmt: skip
     assert code == 1 and "step: expected 1 to 2, one of the 3 reverse steps taken, got 9" in err
     assert not (place / "never").exists()
+
+
+def test_consistency_refuses_a_box_outside(monkeypatch, capsys, place):
+    code, _, err = run(
+        monkeypatch, capsys, "consistency", place / "clip.mp4", "--prompt", "a red car", "-o", place / "never",
+        "--model", place / "tiny", "--box", 0, 0, 99, 9, "--quiet",
+    )  # fmt: skip
+    assert code == 1 and "box: expected coordinates inside 16x16" in err and not (place / "never").exists()
 
 
 def test_parsing():

@@ -37,18 +37,7 @@ def foreground_masks(
     frames = [np.asarray(f) for f in video]
     if not frames:
         raise ValueError("video: expected at least one frame, got none")
-    height, width = frames[0].shape[:2]
-    for name, value, limits in (
-        ("point", point, (width, height)),
-        ("box", box, (width, height, width, height)),
-    ):
-        inside = value is None or (
-            len(value) == len(limits) and all(0 <= v <= m for v, m in zip(value, limits, strict=True))
-        )
-        if not inside:
-            raise ValueError(f"{name}: expected coordinates inside {width}x{height}, got {value!r}")
-    if box is not None and (box[0] >= box[2] or box[1] >= box[3]):
-        raise ValueError(f"box: expected (left, top, right, bottom), got {box!r}")
+    check_prompts(point, box, frames[0].shape[:2])
     if predictor is None and checkpoint is not None:
         from vidsmooth_fast.conditioning.segment_anything import load_predictor
 
@@ -73,6 +62,26 @@ def foreground_masks(
         what = "nothing" if share == 0 else "everything"
         raise ValueError(f"video: {what} was found to be foreground; give a point or a box on the object")
     return result
+
+
+def check_prompts(
+    point: tuple[float, float] | None,
+    box: tuple[float, float, float, float] | None,
+    size: tuple[int, int],
+) -> None:
+    """Raises: ValueError for a point or a box outside frames of this size (height, width), or a box turned over."""
+    height, width = size
+    for name, value, limits in (
+        ("point", point, (width, height)),
+        ("box", box, (width, height, width, height)),
+    ):
+        inside = value is None or (
+            len(value) == len(limits) and all(0 <= v <= m for v, m in zip(value, limits, strict=True))
+        )
+        if not inside:
+            raise ValueError(f"{name}: expected coordinates inside {width}x{height}, got {value!r}")
+    if box is not None and (box[0] >= box[2] or box[1] >= box[3]):
+        raise ValueError(f"box: expected (left, top, right, bottom), got {box!r}")
 
 
 def _grey(frame: np.ndarray) -> np.ndarray:

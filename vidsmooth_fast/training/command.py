@@ -58,18 +58,23 @@ def tune_from_command(
     *,
     size: tuple[int | None, int | None],
     pairs: Sequence[str],
-    sam: Path | None,
+    masks: dict,
 ) -> None:
     """Run `tune`; options that are None take its defaults, or COMBINED's where there are pairs.
 
-    size: (height, width), None for the model's. sam: checkpoint for the masks of a masked loss; without one they come
-    from GrabCut.
+    size: (height, width), None for the model's. masks: checkpoint, point and box of `foreground_masks`, None where not
+    given.
+    Raises ValueError where one of them is given to a loss without masks, and what `foreground_masks` and `tune` raise.
     """
     options = {name: value for name, value in options.items() if value is not None}
     if "loss" in options:
         options["loss"] = parse_loss(options["loss"])
     if "trainable" in options:
         options["trainable"] = parse_trainable(options["trainable"])
+    masked = Objective(options.get("loss", "inr" if not pairs else COMBINED["loss"])).needs_mask
+    given = [name for name, value in masks.items() if value is not None]
+    if given and not masked:
+        raise ValueError(f"{given[0]}: only a loss with masks uses it, such as foreground")
     options["pairs"] = [parse_pair(text) for text in pairs]
     if pairs:
         options = COMBINED | options
@@ -77,9 +82,9 @@ def tune_from_command(
     clip = Video.open(video)
     height, width = (s or d for s, d in zip(size, loaded.default_size, strict=True))
     options["size"] = (height, width)
-    if Objective(options.get("loss", "inr")).needs_mask:
+    if masked:
         from vidsmooth_fast.conditioning.masks import foreground_masks
 
         part = clip[: options.get("frames", 24)] if len(clip) > options.get("frames", 24) else clip
-        options["mask"] = foreground_masks(part.resized(options["size"]), checkpoint=sam)
+        options["mask"] = foreground_masks(part.resized(options["size"]), **masks)
     tune(loaded, clip, prompt, **options)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vidsmooth_fast.conditioning.masks import foreground_masks
+from vidsmooth_fast.conditioning.masks import check_prompts, foreground_masks
 from vidsmooth_fast.conditioning.segment_anything import load_predictor
 from vidsmooth_fast.models.loading import load
 from vidsmooth_fast.models.video_model import VideoModel
@@ -46,6 +46,8 @@ def consistency(
     n: int = 5,
     mode: str = "corrected",
     sam: str | os.PathLike | None = None,
+    point: tuple[float, float] | None = None,
+    box: tuple[float, float, float, float] | None = None,
     tuning_steps: int = 250,
     lr: float = 2e-6,
     sampling_steps: int = 50,
@@ -69,6 +71,7 @@ def consistency(
     output: a folder for the results, and `stages.mp4`, all of them side by side.
     frames: how many of the clip, all by default. size: (height, width), the model's own by default.
     steps, step, n, tuning_steps, lr: the paper's settings. sam: Segment Anything's checkpoint; GrabCut without it.
+    point, box: the object in the first frame, as for `foreground_masks`, in pixels of `size`.
     sampling_steps, guidance, window, stride: of the last stage; guidance and windows of the first two too.
 
     Returns the last stage's Video. The same call goes on from a tuning that was interrupted. Raises ValueError before
@@ -93,6 +96,7 @@ def consistency(
     count = len(source) if frames is None else min(frames, len(source))
     if count < 2:
         raise ValueError(f"video: expected at least 2 frames to learn motion from, got {count}")
+    check_prompts(point, box, size or model.default_size)
     Noising(model.scheduler_config, model.prediction_type)  # says what it cannot tune
     height, width = size or model.default_size
     common = dict(
@@ -114,13 +118,13 @@ def consistency(
     reverse = _Reverse(job, prompt, clip, step, progress)
     settings = {
         "prompt": prompt, "model": model.name, "strength": strength, "steps": steps, "step": step, "n": n, "mode": mode,
-        "sam": None if sam is None else Path(sam).name, "tuning_steps": tuning_steps, "lr": lr,
-        "sampling_steps": sampling_steps, **common,
+        "sam": None if sam is None else Path(sam).name, "point": point, "box": box,
+        "tuning_steps": tuning_steps, "lr": lr, "sampling_steps": sampling_steps, **common,
     }  # fmt: skip
     _claim(folder, settings, fingerprint(settings, [*model.unet.parameters(), reverse.start]))
     separate = reverse.run()
     first = _keep(job, separate, clip.fps, folder / STAGES[0])
-    masks = foreground_masks(first, predictor=predictor)
+    masks = foreground_masks(first, predictor=predictor, point=point, box=box)
     shown = [np.where(m[..., None], f, f // 4) for f, m in zip(first, masks, strict=True)]
     Video.from_frames(shown, fps=clip.fps).save(folder / STAGES[1])
 
