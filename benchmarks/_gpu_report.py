@@ -43,6 +43,63 @@ def read(folder: Path) -> dict[str, list[dict]]:
     return found
 
 
+END_TO_END_TARGETS = {
+    "ours, exact": "0.45 of the bf16 rate of a product",
+    "published on SDPA, torch.compile": "ours 1.3 × as fast",
+    "ours, merged in attention": "1.8 × as fast as exact",
+}
+
+
+def end_to_end(folder: Path) -> list[str]:
+    """Sampling at Stable Diffusion's size: the newest record of every row."""
+    path = folder / "end_to_end_gpu.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    last = {r["row"]: r for r in records if r.get("device", "cpu") != "cpu"}
+    if not last:
+        return []
+    steps = {row: r for row, r in last.items() if "seconds_per_step" in r}
+    ours = [r for row, r in steps.items() if row.startswith("ours, exact")]
+    best = min((r["seconds_per_step"] for r in ours), default=None)
+    header = [
+        "",
+        "per step",
+        "50 steps",
+        "beside ours, exact, at its best",
+        "of the product's rate",
+        "to reach",
+    ]
+    lines = [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header))]
+    for row, r in steps.items():
+        beside = f"{r['seconds_per_step'] / best:.2f}× the time" if best else ""
+        fraction = f"{r['fraction_of_gemm']:.2f}" if "fraction_of_gemm" in r else ""
+        seconds = r["seconds_per_step"]
+        cells = [row, f"{seconds:.2f} s", f"{seconds * r['steps']:.0f} s", beside, fraction]
+        lines.append(f"| {' | '.join([*cells, END_TO_END_TARGETS.get(row, '')])} |")
+    r = next(iter(last.values()))
+    text = [
+        "### Sampling at Stable Diffusion 1.5's size",
+        "",
+        f"{r['frames']} frames of {8 * r['latents']}×{8 * r['latents']}, windows of 16, stride 8, guidance, DDIM, "
+        f"{r['dtype']}, random weights; {r['device']}, bf16 matrix product {r['gemm_tflops']} TFLOP/s. Timed over at "
+        "least three steady steps and multiplied out.",
+        "",
+        *lines,
+        "",
+    ]
+    for row, r in last.items():
+        if "iterations_per_second" in r:
+            rates = r["iterations_per_second"]
+            text += [
+                f"{row}, guided: {rates['1']:.1f} iterations/s at batch 1; at batch {r['best_batch']}, the best, "
+                f"{rates[str(r['best_batch'])]:.1f} ({rates[str(r['best_batch'])] * r['best_batch']:.1f} pictures' "
+                f"iterations/s). stable-fast's table says {r['stable_fast_on_h100']} at batch 1 on an H100.",
+                "",
+            ]
+        if "seconds_per_frame" in r:
+            text += [f"{row}: {1e3 * r['seconds_per_frame']:.1f} ms a frame.", ""]
+    return text
+
+
 def _table(records: list[dict]) -> list[str]:
     contenders = list(dict.fromkeys(name for record in records for name in record["rows"]))
     rivals = [name for name in contenders if name not in ("ours", "triton", "cuda", "copy")]
@@ -65,9 +122,9 @@ def _table(records: list[dict]) -> list[str]:
 
 def section(folder: Path, plots: list[str] = ()) -> list[str]:
     """The page's section on GPUs: tables where there are records, and otherwise what is still to be taken."""
-    found = read(folder)
+    found, whole = read(folder), end_to_end(folder)
     if not found:
-        return NOT_YET.splitlines()
+        return ["## On GPUs", "", *whole] if whole else NOT_YET.splitlines()
     r = next(iter(found.values()))[-1]
     lines = [
         "## On GPUs",
@@ -77,6 +134,7 @@ def section(folder: Path, plots: list[str] = ()) -> list[str]:
         'how much faster ours is. "Of copy": against a device copy, by the bytes that must move. "Memory": allocated '
         "by a call of ours, its result included.",
         "",
+        *whole,
         *plots,
     ]
     for name, records in found.items():

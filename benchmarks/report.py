@@ -32,9 +32,9 @@ Everything here was taken on a CPU except the section on GPUs.
 """
 
 
-def newest(name: str, keys: tuple[str, ...]) -> list[dict]:
+def newest(name: str, keys: tuple[str, ...], folder: Path = RESULTS) -> list[dict]:
     """The last record of each combination of `keys`, in the order in which they first appear."""
-    path = RESULTS / f"{name}.jsonl"
+    path = folder / f"{name}.jsonl"
     if not path.exists():
         return []
     records = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
@@ -79,7 +79,7 @@ def end_to_end_section() -> list[str]:
     in_fp32 = {r["size"]: r["published_seconds_per_step"] for r in records if r["dtype"] == "fp32"}
     rows = []
     for r in records:
-        sdpa = r.get("ratio_to_published_with_sdpa")
+        sdpa, merged = r.get("ratio_to_published_with_sdpa"), r.get("ratio_merged_in_attention")
         rows.append(
             [
                 f"{r['size']}, {r['parameters'] / 1e6:.1f}M parameters, {r['weights']} weights",
@@ -88,13 +88,19 @@ def end_to_end_section() -> list[str]:
                 f"{r['ratio']:.2f}×",
                 f"{in_fp32[r['size']] / r['seconds_per_step']:.2f}×" if r["size"] in in_fp32 else "",
                 f"{sdpa:.2f}×" if sdpa else "",
+                f"{merged:.2f}×" if merged else "",
                 f"{r['fraction_of_matrix_rate']:.2f}",
                 f"{r['max_abs_difference']:.0e}",
             ]
         )
     r = records[-1]
     header = ["network", "dtype", "per step", "faster than published, same dtype", "than published in fp32"]
-    header += ["than published on SDPA", "of matrix rate", "largest difference"]
+    header += [
+        "than published on SDPA",
+        "merged in attention, than published",
+        "of matrix rate",
+        "largest difference",
+    ]
     return [
         "## End to end",
         "",
@@ -109,6 +115,64 @@ def end_to_end_section() -> list[str]:
         f"`python benchmarks/end_to_end.py`; {where(r)}",
         "",
     ]
+
+
+def switches_section() -> list[str]:
+    records = newest("switches", ("size", "dtype"))
+    if not records:
+        return []
+    names = list(dict.fromkeys(name for r in records for name in r["seconds"]))
+    rows = [
+        [name] + [f"{r['seconds'][name]:.2f} s" if name in r["seconds"] else "" for r in records]
+        for name in names
+    ]
+    r = records[-1]
+    return [
+        "## The share of every exact saving",
+        "",
+        f"One guided step of one window of {r['frames']} frames, with each saving left out in turn; the result stays "
+        "the same within the dtype's tolerance.",
+        "",
+        *table(["", *(f"{r['size']}, {r['dtype']}" for r in records)], rows),
+        "",
+        f"`python benchmarks/end_to_end.py --switches`; {where(r)}",
+        "",
+    ]
+
+
+def profile_section(r: dict) -> list[str]:
+    """Where one step went: a record of profile.py."""
+    rows = []
+    for kind, part in r["kinds"].items():
+        cells = [kind, f"{part['seconds']:.3f} s", f"{part['share']:.1%}", str(part["calls"])]
+        for amount, fraction in (("gflop", "of_matrix_rate"), ("gigabytes", "of_copy_rate")):
+            cells += [f"{part[amount]:.1f}", f"{part[fraction]:.2f}"] if amount in part else ["", ""]
+        rows.append(cells)
+    header = ["", "time", "share", "calls", "GFLOP", "of matrix rate", "GB touched", "of copy rate"]
+    on_gpu = r["device"] != "cpu"
+    what, command = ("kernels", "--device cuda") if on_gpu else ("operators", f"--size {r['size']}")
+    return [
+        f"### Where a step goes: {r['size']}, {r['frames']} frames of {r['pixels']}×{r['pixels']}, {r['dtype']}"
+        + (f", {r['device']}" if on_gpu else ""),
+        "",
+        f"A guided step takes {r['seconds']:.3f} s. Its matrix products, {r['gflop']:.0f} GFLOP, would take "
+        f"{r['floor_seconds']:.3f} s at the machine's rate of {r['matrix_gflop_per_s']:.0f} GFLOP/s: the step runs at "
+        f"{r['of_floor']:.2f} of that. {r['calls']} {what}; while it is profiled ({r['profiled_seconds']:.3f} s), none "
+        f"of them runs for {r['gap_seconds']:.3f} s. A copy moves {r['copy_gb_per_s']:.0f} GB/s; an operator that "
+        "finds its input in a cache can touch more.",
+        "",
+        *table(header, rows),
+        "",
+        f"`python benchmarks/profile.py {command}`; {where(r)}",
+        "",
+    ]
+
+
+def profiles_section() -> list[str]:
+    records = newest("profile", ("size", "pixels", "dtype"))
+    records += newest("profile", ("size", "pixels", "dtype"), RESULTS / "gpu")
+    sections = [line for record in records for line in profile_section(record)]
+    return ["## Where the time goes", "", *sections] if records else []
 
 
 def evaluation_section() -> list[str]:
@@ -135,7 +199,7 @@ def evaluation_section() -> list[str]:
 
 
 def main() -> None:
-    lines = [INTRODUCTION, *end_to_end_section()]
+    lines = [INTRODUCTION, *end_to_end_section(), *switches_section(), *profiles_section()]
     for name, title in OPERATORS.items():
         lines += operator_section(name, title)
     lines += evaluation_section()
