@@ -485,6 +485,49 @@ def demo(
 
 @app.command()
 @one_line_errors
+def bench(
+    models: Annotated[
+        list[str], typer.Argument(help="Models and exported bundles, to be timed side by side.")
+    ],
+    prompt: Annotated[str, typer.Option(help="Of the video that each samples.")] = "",
+    frames: Annotated[int, typer.Option(help="Length of the video.")] = 64,
+    steps: Annotated[int, typer.Option(help="Network evaluations per window.")] = 10,
+    window: Window = 16,
+    stride: Stride = 8,
+    guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1 is none.")] = 7.5,
+    height: Height = None,
+    width: Width = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    rounds: Annotated[int, typer.Option(help="Of network calls, one per model each.")] = 5,
+    quiet: Quiet = False,
+) -> None:
+    """Seconds per network call, per step and per video, side by side."""
+    from vidsmooth_fast.sampling.bench import bench as run
+    from vidsmooth_fast.sampling.bench import table
+
+    timings = run(
+        models,
+        prompt=prompt,
+        frames=frames,
+        steps=steps,
+        window=window,
+        stride=stride,
+        guidance=guidance,
+        height=height,
+        width=width,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        rounds=rounds,
+        say=(lambda text: None) if quiet else partial(print, file=sys.stderr),
+    )
+    typer.echo(table(timings))
+
+
+@app.command()
+@one_line_errors
 def info() -> None:
     """What is installed: versions, devices, and the backends of every operator."""
     from vidsmooth_fast.info import report

@@ -1,9 +1,9 @@
 """TensorRT without its libraries: NVIDIA's own Python bindings say which calls exist and what they take.
 
 The package `tensorrt-cu13-bindings` is the compiled Python module alone; the libraries that it needs define a handful
-of functions, which are replaced by empty ones. Its classes then tell their methods' signatures, enumerations are the real
-ones, and a :class:`StandIn` takes the place of every object that only the libraries could make: it refuses a method that
-the class lacks, or arguments that none of the method's signatures takes.
+of functions, which are replaced by empty ones. Its classes then tell their methods' signatures, enumerations are the
+real ones, and a :class:`StandIn` takes the place of every object that only the libraries could make: it refuses a method
+that the class lacks, or arguments that none of the method's signatures takes.
 """
 
 from __future__ import annotations
