@@ -335,6 +335,64 @@ def test_small_memory_makes_small_batches(model, monkeypatch):
     assert max(calls) == 1
 
 
+class TestSuperWindows:
+    """merge="attention" where memory does not hold all frames at once."""
+
+    FRAMES = 40
+
+    def small(self, model, monkeypatch, length):
+        """As much memory as a network call of `length` frames needs, and the latents."""
+        one = budget.network_bytes(model.unet.config, torch.float32, 1, length, 8, 8)
+        free = int((one + 4 * 4 * 4 * self.FRAMES * 64) / budget.SHARE) + 1000
+        monkeypatch.setattr(budget, "free_bytes", lambda device: free)
+
+    def test_they_are_taken_and_said(self, model, monkeypatch, capsys):
+        whole = sample(model, frames=self.FRAMES, merge="attention", progress=True)
+        assert "super-windows" not in capsys.readouterr().err
+        assert "super_window" not in whole.metadata["vidsmooth_fast"]
+        lengths = []
+        forward = type(model.unet).forward
+        monkeypatch.setattr(
+            type(model.unet),
+            "forward",
+            lambda self, x, *a, **k: (lengths.append(x.shape[2]), forward(self, x, *a, **k))[1],
+        )
+        self.small(model, monkeypatch, 21)
+        video = sample(model, frames=self.FRAMES, merge="attention", progress=True)
+        assert set(lengths) == {20}, "window + stride * 2^k frames, the longest that fits"
+        assert "super-windows of 20 frames, on which the result depends" in capsys.readouterr().err
+        assert video.metadata["vidsmooth_fast"]["super_window"] == 20
+        difference = (video.latents - whole.latents).pow(2).mean() / whole.latents.pow(2).mean()
+        assert 0 < difference < 0.1
+        again = sample(model, frames=self.FRAMES, merge="attention", max_batch=1)
+        torch.testing.assert_close(again.latents, video.latents, rtol=1e-4, atol=1e-4)
+
+    def test_in_a_loop_and_with_prompts_over_time(self, model, monkeypatch):
+        self.small(model, monkeypatch, 13)
+        noise = torch.randn(1, 4, 40, 8, 8, generator=torch.Generator().manual_seed(0))
+        kw = dict(frames=40, loop=True, merge="attention")
+        still = sample(model, latents=noise, **kw)
+        assert still.metadata["vidsmooth_fast"]["super_window"] == 12
+        turned = sample(model, latents=noise.roll(8, 2), **kw).latents
+        torch.testing.assert_close(turned, still.latents.roll(8, 2), rtol=1e-4, atol=1e-4)
+        both = sample(model, {0: "a red car", 39: "a blue boat"}, frames=40, merge="attention")
+        assert both.latents.isfinite().all()
+
+    def test_another_size_is_another_run(self, model, monkeypatch, tmp_path):
+        def stop(step, total, latents):
+            raise KeyboardInterrupt
+
+        kw = dict(frames=self.FRAMES, merge="attention", resume=tmp_path / "state")
+        self.small(model, monkeypatch, 21)
+        with pytest.raises(KeyboardInterrupt):
+            sample(model, callback=stop, **kw)
+        self.small(model, monkeypatch, 13)
+        with pytest.raises(ValueError, match="settings"):
+            sample(model, **kw)
+        self.small(model, monkeypatch, 23)
+        assert sample(model, **kw).latents.isfinite().all()
+
+
 def test_overflow_in_the_inversion_is_stepped_again(clip, monkeypatch):
     model = tiny_model(dtype=torch.bfloat16)
     forward, calls = type(model.unet).forward, []

@@ -13,6 +13,8 @@ from vidsmooth_fast.sampling.windows import (
     centre_frames,
     coverage,
     plan,
+    ramp_weights,
+    super_windows,
     window_indices,
     window_length,
     window_weights,
@@ -153,3 +155,24 @@ def test_bad_weights_are_one_line():
         window_weights("gauss", 4)
     with pytest.raises(ValueError, match="at least 1"):
         window_weights("flat", 0)
+
+
+@pytest.mark.parametrize("window, stride", PLANS)
+def test_super_windows_overlap_by_a_window(window, stride):
+    for frames in (2, 5, 17, 64, 300):
+        lengths = super_windows(frames, window, stride)
+        assert all(window < length < frames and (length - window) % stride == 0 for length in lengths)
+        assert lengths == sorted(lengths, reverse=True)
+        for length in lengths:
+            weights = ramp_weights(length, window)
+            assert len(weights) == length and weights.min() > 0 and weights.max() <= 1
+            assert torch.equal(weights, weights.flip(0))
+            for loop in (False, True):
+                starts = plan(frames, length, length - window, loop=loop)
+                assert coverage(starts, weights, frames).min() > 0
+                inside = plan(length, window, stride)
+                assert {start % stride for start in inside} == {0}
+                if loop or starts[-1] % stride == 0:
+                    assert {start % stride for start in starts} == {0}, (
+                        "the windows of one are those of the next"
+                    )

@@ -85,7 +85,9 @@ def fast_sample(
     window_weights: "flat", "pyramid" or "hann", how frames count by their place in a window.
     loop: the last frame is followed by the first.
     merge: "latent" runs every window through the network; "attention" runs every frame once and overlaps windows
-        inside temporal attention only (FreeNoise), for about half the work at stride = window / 2.
+        inside temporal attention only (FreeNoise), for about half the work at stride = window / 2. It needs memory for
+        all frames at once; where there is less, it takes super-windows that overlap by a window, says so, and notes
+        their length, on which the result depends, as "super_window" in the metadata.
     smooth: a NoiseConstraint between frames ([003] eq. 5), or None.
     blend: an InversionBlend for the source's inversion ([004]), or None.
     init: "inversion" (with a source), "freenoise", "independent" or "shared".
@@ -95,9 +97,10 @@ def fast_sample(
     decoder: "full"; "linear", a preview by a linear map fitted to a few frames; or the directory of a diffusers
         AutoencoderTiny, for previews that are nearly as sharp.
     device, dtype: run a copy of the model there, e.g. "cuda", torch.bfloat16; the caller's stays as it is.
-    max_batch: windows x guidance branches in one network call; "auto" sizes it to memory.
+    max_batch: windows x guidance branches in one network call; "auto" sizes it to memory, and takes half where memory
+        runs out all the same.
     progress: bars with time left, and estimates of memory and time, on standard error.
-    callback: called as callback(step, steps, latents) after each denoising step.
+    callback: called as callback(step, steps, latents) after each denoising step; the latents are on the host.
     resume: a file that keeps the state after each step. If it exists the run goes on from there with the same result;
         it is removed when the run is finished.
     output: write the video to this path while it is decoded, instead of keeping the frames in memory.
@@ -147,7 +150,8 @@ def fast_sample(
     model = _placed(model, device, dtype)
     options = options.for_model(model, has_source=source is not None, has_latents=latents is not None)
     branches = 1 if options.guidance == 1 else 2
-    job = Job(model, options, branches=(1, branches) if options.init == "inversion" else (branches,))
+    needed = (1, branches) if options.init == "inversion" else (branches,)
+    job = Job(model, options, branches=needed, keeps_frames=target is None)
     if latents is not None and tuple(latents.shape) != job.latent_shape:
         raise ValueError(f"latents: expected shape {job.latent_shape}, got {tuple(latents.shape)}")
     return Run(job, prompt, negative_prompt, source, latents, progress, resume).video(callback, target)

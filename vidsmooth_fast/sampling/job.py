@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -19,11 +18,12 @@ from vidsmooth_fast.sampling import budget
 from vidsmooth_fast.sampling.denoiser import denoiser_of
 from vidsmooth_fast.sampling.engine import Guidance
 from vidsmooth_fast.sampling.latents import Store
+from vidsmooth_fast.sampling.needs import Needs
 from vidsmooth_fast.sampling.options import Options
 from vidsmooth_fast.sampling.reuse import DeepMemory, DeepReuse, work_share
 from vidsmooth_fast.sampling.schedule import Schedule, make_schedule
 from vidsmooth_fast.sampling.windowed import WindowedPredictor, Windows
-from vidsmooth_fast.sampling.windows import plan, window_length, window_weights
+from vidsmooth_fast.sampling.windows import plan, ramp_weights, super_windows, window_length, window_weights
 from vidsmooth_fast.video import Video
 
 CPU_PAIRS = 2
@@ -40,23 +40,17 @@ class Job:
     """One run's model, options (complete, see Options.for_model), windows, schedule and batch sizes.
 
     branches: the numbers of guidance branches that the run will need predictors for.
+    keeps_frames: the decoded frames stay in memory.
+    super_window: frames of one network call where `merge="attention"` does not find memory for the whole video, else
+        None. The result depends on it.
     Raises ValueError for options that the schedule cannot meet, MemoryError where a run would not fit.
     """
 
-    def __init__(self, model: LatentModel, options: Options, branches: Sequence[int]):
+    def __init__(
+        self, model: LatentModel, options: Options, branches: Sequence[int], *, keeps_frames: bool = True
+    ):
         self.model = model
         self.options = options
-        length = window_length(options.frames, options.window)
-        starts = plan(options.frames, options.window, options.stride, loop=options.loop)
-        weights = window_weights(options.window_weights, length)
-        overlapping = Windows(tuple(starts), weights, options.frames, options.loop)
-        self.attention_windows: AttentionWindows | None = None
-        self.windows = overlapping
-        if options.merge == "attention":
-            self.attention_windows = AttentionWindows(
-                overlapping.starts, weights.to(model.device), options.loop
-            )
-            self.windows = Windows((0,), torch.ones(options.frames), options.frames, options.loop)
         self.schedule: Schedule = make_schedule(
             model.scheduler_config,
             scheduler=options.scheduler,
@@ -67,12 +61,44 @@ class Job:
         )
         chosen = options.decoder
         self._tiny = None if chosen in ("full", "linear") else TinyDecoder(chosen, model)
+        history = self.schedule.needs_history
+        self._needs = Needs(model, options, self.latent_shape, history=history, keeps_frames=keeps_frames)
+        self._on_gpu = model.device.type == "cuda"
         self._free = budget.free_bytes(model.device)
-        deep = self._deep_bytes(max(branches))
-        self._deep_on_host = model.device.type == "cuda" and deep > self._free * DEEP_SHARE
+        self.super_window: int | None = None
+        self.attention_windows: AttentionWindows | None = None
+        self.windows = self._plan(options.frames, options.window, options.stride)
+        if options.merge == "attention":
+            self._merge_in_attention()
+        deep = self._needs.deep(self.windows, max(branches))
+        self._deep_on_host = self._on_gpu and deep > self._free * DEEP_SHARE
         self._batches = {count: self._fit_batch(count) for count in branches}
-        affordable = int(self._free * budget.SHARE // self._autoencoder_bytes(1))
+        affordable = int(self._free * budget.SHARE // self._needs.autoencoder(1))
         self.chunk = min(max(affordable, 1), CHUNK)
+
+    def _plan(self, frames: int, window: int, stride: int) -> Windows:
+        options, length = self.options, window_length(frames, window)
+        loop = options.loop and frames == options.frames  # a piece of a loop is none
+        starts = plan(frames, window, stride, loop=loop)
+        return Windows(tuple(starts), window_weights(options.window_weights, length), frames, loop)
+
+    def _merge_in_attention(self) -> None:
+        """Every frame through the network once: all at a time where memory suffices, in super-windows elsewhere."""
+        options, inside = self.options, self.windows
+        beside = 0 if self._on_gpu else self._needs.latents
+        room = self._free * budget.SHARE - beside
+        self.windows = Windows((0,), torch.ones(options.frames), options.frames, options.loop)
+        lengths = super_windows(options.frames, options.window, options.stride)
+        if lengths and self._needs.network(1, options.frames) > room:
+            fitting = (length for length in lengths if self._needs.network(1, length) <= room)
+            self.super_window = length = next(fitting, lengths[-1])
+            inside = self._plan(length, options.window, options.stride)
+            starts = plan(options.frames, length, length - options.window, loop=options.loop)
+            weights = ramp_weights(length, options.window)
+            self.windows = Windows(tuple(starts), weights, options.frames, options.loop)
+        self.attention_windows = AttentionWindows(
+            inside.starts, inside.weights.to(self.model.device), inside.loop
+        )
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int, int]:
@@ -86,16 +112,16 @@ class Job:
 
     def _fit_batch(self, branches: int) -> int:
         """(window, branch) pairs in one network call: what was asked for, or what half of the free memory holds."""
-        fixed = self._state_bytes(branches)
-        asked = self.options.max_batch
+        needs, length, asked = self._needs, self.windows.length, self.options.max_batch
         if asked == "auto":
-            asked = max(int((self._free * budget.SHARE - fixed) // self._network_bytes(1)), 1)
+            room = self._free * budget.SHARE - self._fixed(branches, 1)
+            asked = max(int(room // needs.network(1, length)), 1)
             if self.model.device.type == "cpu":
                 asked = min(asked, CPU_PAIRS)
         chosen = min(asked, self.items(branches), self.model.max_pairs or asked)
-        needed = fixed + max(self._network_bytes(chosen), self._autoencoder_bytes(1))
+        needed = self._fixed(branches, chosen) + max(needs.network(chosen, length), needs.autoencoder(1))
         if needed > self._free:
-            size = f"{self.windows.length} frames at {self.options.width}x{self.options.height}"
+            size = f"{length} frames at {self.options.width}x{self.options.height}"
             advice = "use merge='latent'" if self.attention_windows else "the window, or frames"
             raise MemoryError(
                 f"about {budget.in_words(needed)} of memory needed for {size} in one network call, "
@@ -103,19 +129,11 @@ class Job:
             )
         return chosen
 
-    def _network_bytes(self, pairs: int) -> int:
-        model, (height, width) = self.model, self.latent_shape[-2:]
-        return budget.network_bytes(
-            model.network_config, model.dtype, pairs, self.windows.length, height, width
-        )
-
-    def _deep_bytes(self, branches: int) -> int:
-        """Deep features of every window and branch, where they are reused."""
-        model, reuse, (height, width) = self.model, self.options.reuse, self.latent_shape[-2:]
-        if reuse.period == 1:
-            return 0
-        images = self.items(branches) * self.windows.length
-        return budget.deep_bytes(model.network_config, model.dtype, images, height, width, reuse.layers)
+    def _fixed(self, branches: int, pairs: int) -> int:
+        """Bytes on the device, whatever it computes."""
+        deep = 0 if self._deep_on_host else self._needs.deep(self.windows, branches)
+        host = 0 if self._on_gpu else self._needs.latents
+        return host + deep + self._needs.segment(self.windows, branches, pairs)
 
     def costs(self, guidance: Guidance) -> list[float]:
         """What the network computes at each denoising step, in (window, branch) pairs through all of it."""
@@ -127,29 +145,28 @@ class Job:
             for step, count in enumerate(branches)
         ]
 
-    def _autoencoder_bytes(self, frames: int) -> int:
-        model, options = self.model, self.options
-        return budget.autoencoder_bytes(
-            model.autoencoder_config, model.dtype, frames, options.height, options.width
-        )
-
-    def _state_bytes(self, branches: int) -> int:
-        """Latents, successor, history, source, noise and temporaries in float32; the predictions of all windows."""
-        latents = math.prod(self.latent_shape)
-        predictions = self.items(branches) * self.windows.length * latents // self.options.frames
-        deep = 0 if self._deep_on_host else self._deep_bytes(branches)
-        return 8 * 4 * latents + self.model.dtype.itemsize * predictions + deep
-
     def describe(self, branches: int) -> str:
         """One line: what will be computed, and the memory that it will take."""
-        options, pairs = self.options, self._batches[branches]
-        work = max(self._network_bytes(pairs), self._autoencoder_bytes(self.chunk))
-        total = budget.used_bytes(self.model.device) + self._state_bytes(branches) + work
+        options, pairs, needs = self.options, self._batches[branches], self._needs
+        length, decoding = self.windows.length, needs.autoencoder(self.chunk)
+        if not self._on_gpu:
+            decoding += needs.pictures
+        work = max(needs.network(pairs, length), decoding)
+        total = budget.used_bytes(self.model.device) + self._fixed(branches, pairs) + work
+        memory = f"about {budget.in_words(total)} of memory"
+        if self._on_gpu:
+            on_host = budget.used_bytes(torch.device("cpu")) + needs.latents + needs.pictures
+            memory += f" on the GPU and {budget.in_words(on_host)} on the host"
+        pieces = ""
+        if self.super_window:
+            pieces = (
+                f"merged in attention by super-windows of {self.super_window} frames, on which the result depends, "
+                f"because memory does not hold all {options.frames} at once; "
+            )
         return (
             f"{options.frames} frames at {options.width}x{options.height}, {len(self.schedule.steps)} steps of "
-            f"{options.scheduler}, {self.items(branches)} network items of {self.windows.length} frames a step, "
-            f"{pairs} at a time, {str(self.model.dtype).removeprefix('torch.')}; "
-            f"about {budget.in_words(total)} of memory"
+            f"{options.scheduler}, {self.items(branches)} network items of {length} frames a step, "
+            f"{pairs} at a time, {str(self.model.dtype).removeprefix('torch.')}; {pieces}{memory}"
         )
 
     def decode(self, latents: Tensor) -> Iterator[np.ndarray]:

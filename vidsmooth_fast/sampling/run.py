@@ -50,6 +50,7 @@ class Run:
             "prompt": prompt,
             "negative_prompt": negative_prompt,
             **job.options.as_dict(),
+            **({"super_window": job.super_window} if job.super_window else {}),
         }
         self.checkpoint = Checkpoint(Path(resume), self._fingerprint()) if resume is not None else None
         phase, self.state = (self.checkpoint.load() if self.checkpoint else None) or ("inversion", None)

@@ -45,6 +45,14 @@ class Windows:
         return len(self.weights)
 
 
+def windows_in_segment(
+    length: int, branches: int, max_batch: int, segment_frames: int = SEGMENT_FRAMES
+) -> int:
+    """How many windows of `length` frames one segment takes: as many as fit, in whole network calls."""
+    together = max(1, max_batch // branches)
+    return -(-max(1, segment_frames // length) // together) * together
+
+
 @dataclass(frozen=True)
 class Piece:
     """What the device holds of one segment.
@@ -106,8 +114,7 @@ class WindowedPredictor:
         self.segment_frames = segment_frames
         self.deep = deep
         self.weights = windows.weights.to(denoiser.device)
-        together = max(1, max_batch // len(tracks))
-        count = -(-max(1, segment_frames // windows.length) // together) * together
+        count = windows_in_segment(windows.length, len(tracks), max_batch, segment_frames)
         self.segments = plan_segments(
             windows.starts, windows.length, windows.frames, count, loop=windows.loop
         )

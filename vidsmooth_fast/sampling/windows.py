@@ -78,6 +78,29 @@ def window_weights(kind: str, window: int) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float32)
 
 
+def super_windows(frames: int, window: int, stride: int) -> list[int]:
+    """Lengths, longest first, of super-windows: pieces of a video that hold windows of their own.
+
+    They are window + stride * 2^k frames, shorter than the video, and overlap by `window`: so the windows of one are
+    those of the next, and a little more or less free memory does not change the length.
+    """
+    lengths, step = [], stride
+    while window + step < frames:
+        lengths.append(window + step)
+        step *= 2
+    return lengths[::-1]
+
+
+def ramp_weights(length: int, overlap: int) -> torch.Tensor:
+    """Weights of a super-window's frames: 1, falling linearly over the `overlap` frames at both ends, never zero.
+
+    Frames near an end have seen less of what is beyond it; there the neighbour counts more. (length,) fp32.
+    """
+    position = torch.arange(length)
+    inside = torch.minimum(position, length - 1 - position) + 1
+    return inside.clamp(max=overlap + 1) / (overlap + 1)
+
+
 def window_indices(starts: Sequence[int], length: int, frames: int) -> torch.Tensor:
     """Frame numbers seen by each window: (len(starts), length) int64, taken modulo `frames`."""
     return (torch.tensor(starts, dtype=torch.int64)[:, None] + torch.arange(length)) % frames
