@@ -41,11 +41,16 @@ def test_sample_invert_and_info(monkeypatch, capsys, tmp_path, model_dir):
         "--frames",
         6,
         *quick,
+        *("--speed", "fast", "--reuse", 2, "--guidance-interval", 0, 0.5, "--decoder", "linear"),
         "-o",
         tmp_path / "car.mp4",
     )
     assert (code, err) == (0, "") and out.strip().endswith("car.mp4")
-    assert len(Video.open(tmp_path / "car.mp4")) == 6
+    car = Video.open(tmp_path / "car.mp4")
+    settings = car.metadata["vidsmooth_fast"]
+    assert len(car) == 6 and (settings["speed"], settings["scheduler"]) == ("fast", "dpmpp_2m")
+    assert settings["reuse"]["period"] == 2 and list(settings["guidance_interval"]) == [0, 0.5]
+    assert settings["decoder"] == "linear"
 
     code, _, err = run(
         monkeypatch,
