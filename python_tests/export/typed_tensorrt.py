@@ -2,8 +2,8 @@
 
 The package `tensorrt-cu13-bindings` is the compiled Python module alone; the libraries that it needs define a handful
 of functions, which are replaced by empty ones. Its classes then tell their methods' signatures, enumerations are the
-real ones, and a :class:`StandIn` takes the place of every object that only the libraries could make: it refuses a method
-that the class lacks, or arguments that none of the method's signatures takes.
+real ones, and a :class:`StandIn` takes the place of every object that only the libraries could make: it refuses
+methods that the class lacks, and arguments that none of a method's signatures takes.
 """
 
 from __future__ import annotations
