@@ -27,12 +27,14 @@ def linear_preview(model: LatentModel, latents: Tensor, *, chunk: int = 8) -> It
     z = latents[0].float().transpose(0, 1)
     chosen = torch.linspace(0, len(z) - 1, min(FITTED, len(z))).round().long().unique()
     decoded = np.stack(list(model.decode_latents(latents[:, :, chosen.to(latents.device)], chunk=chunk)))
-    pixels = torch.from_numpy(decoded).to(z.device).permute(0, 3, 1, 2).float()
+    pixels = torch.from_numpy(decoded).permute(0, 3, 1, 2).float()
     size = tuple(pixels.shape[-2:])
     wanted = F.adaptive_avg_pool2d(pixels, z.shape[-2:]).permute(0, 2, 3, 1).flatten(0, 2)
-    weights = torch.linalg.lstsq(_with_one(z[chosen.to(z.device)]).flatten(0, 2), wanted).solution
+    # On the CPU, whose solver does not mind latents that are all alike.
+    weights = torch.linalg.lstsq(_with_one(z[chosen.to(z.device)]).cpu().flatten(0, 2), wanted).solution
     for part in z.split(chunk):
-        rgb = (_with_one(part) @ weights).permute(0, 3, 1, 2)
+        part = part.to(model.device)
+        rgb = (_with_one(part) @ weights.to(part.device)).permute(0, 3, 1, 2)
         large = F.interpolate(rgb, size=size, mode="bilinear", align_corners=False)
         yield from large.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
