@@ -13,11 +13,14 @@ from vidsmooth_fast.models.loading import EMBEDDED
 from vidsmooth_fast.spriteworld.classifier import Classifier, train_classifier
 
 
-def kept_classifier(folder: Path) -> Classifier:
-    """The classifier of sprite-world's words, trained on renders alone; kept in `folder`."""
-    path = folder / "classifier.safetensors"
+KEPT = Path(__file__).parents[1] / "out" / "judges"
+
+
+def kept_classifier() -> Classifier:
+    """The classifier of sprite-world's words, trained on renders alone: minutes, once for all studies."""
+    path = KEPT / "classifier.safetensors"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+        KEPT.mkdir(parents=True, exist_ok=True)
         model = train_classifier()
         save_file(model.state_dict(), path.with_suffix(".part"))
         os.replace(path.with_suffix(".part"), path)

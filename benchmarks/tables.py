@@ -1,13 +1,17 @@
 """The papers' tables on sprite-world: [003] Tables 1 and 2, [004] Tables 1 and 2, and rows of our own.
 
     python benchmarks/tables.py list                       the methods, and the rows that are missing
-    python benchmarks/tables.py run [--minutes 60]         compute what is not yet there: clip by clip, all methods
-    python benchmarks/tables.py run --methods none,inr --clips 5
+    python benchmarks/tables.py run [--minutes 60]         compute what is not yet there, in the order below
+    python benchmarks/tables.py run --methods papers       one group of methods; or --methods none,inr --clips 5
     python benchmarks/tables.py report                     docs/results.md from what is there
 
 20 held-out scenes, each with an edit of its style, its object, its background, and of colour and background together.
 One finished (clip, method) is one line of benchmarks/results/tables.jsonl, with its four edits; a run that is stopped
 goes on with the first line that is missing. A line counts only for the weights and settings it was made with.
+
+The order: the methods are in groups, what the papers and the defaults need first, then tuning, then the sweeps; inside
+a group every method of a clip comes before the next clip. So wherever a run ends, methods were compared on the same
+clips. Each line says how long it took and about how long the rest will.
 """
 
 from __future__ import annotations
@@ -148,6 +152,18 @@ def _methods() -> dict[str, Method]:
 
 
 METHODS = _methods()
+GROUPS = {
+    "papers": (
+        "source", "ideal", "none", "clean-0.25", "source-0.25", "blend-implied-step-0.5", "blend-independent-end-0.5",
+        "shared", "shared-published-0.5", "shared-clean-0.25", "flat", "attention",
+    ),
+    "tuned": ("plain", "smooth", "inr"),
+    "forms": ("smooth-naive", "smooth-simple"),
+}  # fmt: skip
+GROUPS["sweeps"] = tuple(
+    name for name in METHODS if name not in {n for group in GROUPS.values() for n in group}
+)
+"""Names for --methods, and the order of a run."""
 MISSING = (
     "[003] Table 1: Make-A-Protagonist and ControlVideo, whose base systems are not built here",
     "[003] Table 2: InstructPix2Pix and Video InstructPix2Pix; the rows above stand in for them with the noised source "
@@ -211,7 +227,7 @@ class Bench:
 
     @cached_property
     def classifier(self) -> Classifier:
-        return kept_classifier(WORK)
+        return kept_classifier()
 
     def videos(self, method: Method, clip: Clip) -> Iterator[tuple[str, Video]]:
         """The four edits of a clip."""
@@ -313,34 +329,67 @@ def lines() -> dict[tuple[int, str], dict]:
     }
 
 
+def to_do(names: list[str], clips: int) -> list[tuple[int, str]]:
+    """(clip, method) of every line that is asked for and missing, in the order in which they are computed."""
+    done = lines()
+    return [
+        (number, name)
+        for group in GROUPS.values()
+        for number in range(clips)
+        for name in group
+        if name in names and (number, name) not in done
+    ]
+
+
+def expected(name: str) -> float:
+    """Seconds that a line will take: the median of those of its method, else of its kind; nan where none is done."""
+
+    def kind(method: str) -> tuple[bool, bool]:
+        return bool(METHODS[method].loss), bool(METHODS[method].render)
+
+    taken = [(method, record["seconds"]) for (_, method), record in lines().items()]
+    alike = [s for m, s in taken if m == name] or [s for m, s in taken if kind(m) == kind(name)]
+    return float(np.median(alike)) if alike else math.nan
+
+
 def run(names: list[str], clips: int, minutes: float) -> None:
-    bench, done, end = Bench(), lines(), time.monotonic() + 60 * minutes
+    """Compute the missing lines; start none after so many minutes."""
+    missing, end = to_do(names, clips), time.monotonic() + 60 * minutes
+    print(
+        f"{len(missing)} of {len(names) * clips} lines are missing, {torch.get_num_threads()} threads",
+        flush=True,
+    )
+    bench = Bench()
     RESULTS.mkdir(exist_ok=True)
-    for number in range(clips):
-        clip = Clip(number)
-        for name in names:
-            if (number, name) in done:
-                continue
-            if time.monotonic() > end:
-                return
-            record = {**bench.record(name, clip, keep=number == 0), **environment()}
-            with LINES.open("a") as file:
-                file.write(json.dumps(record) + "\n")
-            shown = {
-                m: np.mean([math.nan if e[m] is None else e[m] for e in record["edits"].values()])
-                for m in ("clip_t", "vl_score", "flicker")
-            }
-            numbers = " ".join(f"{m} {v:.2f}" for m, v in shown.items())
-            print(f"clip {number} {name}: {record['seconds']:.0f} s, {numbers}", flush=True)
+    for index, (number, name) in enumerate(missing):
+        if time.monotonic() > end:
+            return
+        record = {**bench.record(name, Clip(number), keep=number == 0), **environment()}
+        with LINES.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        shown = {
+            m: np.mean([math.nan if e[m] is None else e[m] for e in record["edits"].values()])
+            for m in ("clip_t", "vl_score", "flicker")
+        }
+        numbers = " ".join(f"{m} {v:.2f}" for m, v in shown.items())
+        each = {n: expected(n) for n in {n for _, n in missing}}
+        left = sum(each[n] for _, n in missing[index + 1 :])
+        rest = "" if math.isnan(left) else f"; about {left / 3600:.1f} h"
+        print(
+            f"clip {number} {name}: {record['seconds']:.0f} s, {numbers} ({len(missing) - index - 1} lines left{rest})",
+            flush=True,
+        )
 
 
 def chosen(text: str | None) -> list[str]:
     if text is None:
         return list(METHODS)
-    names = [name.strip() for name in text.split(",")]
+    names = [n for name in text.split(",") for n in GROUPS.get(name.strip(), (name.strip(),))]
     unknown = [name for name in names if name not in METHODS]
     if unknown:
-        raise SystemExit(f"--methods: expected some of {', '.join(METHODS)}, got {', '.join(unknown)}")
+        raise SystemExit(
+            f"--methods: expected some of {', '.join([*GROUPS, *METHODS])}, got {', '.join(unknown)}"
+        )
     return names
 
 
@@ -349,13 +398,19 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", nargs="?", default="list", choices=("list", "run", "report"))
-    parser.add_argument("--methods", help="names, separated by commas; all by default")
+    parser.add_argument("--methods", help="names or groups, separated by commas; all by default")
     parser.add_argument("--clips", type=int, default=CLIPS)
     parser.add_argument("--minutes", type=float, default=math.inf, help="start nothing new after so long")
     options = parser.parse_args()
     if options.what == "list":
-        for name, method in METHODS.items():
-            print(f"{name:26} {method.section}: {method.title}")
+        done = lines()
+        for group, names in GROUPS.items():
+            print(f"{group}:")
+            for name in names:
+                count = sum(method == name for _, method in done)
+                print(
+                    f"  {name:26} {count:2} of {CLIPS} clips   {METHODS[name].section}: {METHODS[name].title}"
+                )
         print("missing:", *MISSING, sep="\n  ")
     elif options.what == "run":
         run(chosen(options.methods), options.clips, options.minutes)

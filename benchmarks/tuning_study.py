@@ -112,7 +112,7 @@ def one_row(name: str, method: str, settings: dict) -> dict | None:
     if loaded is None:
         return None
     clip, words, prompts, scenes = loaded
-    judge = kept_classifier(WORK) if scenes is not None else None
+    judge = kept_classifier() if scenes is not None else None
     began = time.perf_counter()
     model = vsf.load("sprite-world", dtype="float32")
     losses: list[float] = []

@@ -82,6 +82,26 @@ def test_a_run_goes_on_and_lines_of_other_weights_do_not_count(tables, monkeypat
     assert tables.lines() == {}
 
 
+def test_wherever_a_run_ends_methods_were_compared_on_the_same_clips(tables):
+    order = tables.to_do(list(tables.METHODS), 3)
+    assert len(set(order)) == len(order) == 3 * len(tables.METHODS)
+    assert [name for _, name in order[: len(tables.GROUPS["papers"])]] == list(tables.GROUPS["papers"])
+    for group in tables.GROUPS.values():
+        clips = [clip for clip, name in order if name in group]
+        assert clips == sorted(clips)  # every method of a clip before the next clip
+    needed = {tables.METHODS[name].baseline for name in tables.GROUPS["papers"]} - {""}
+    assert needed <= set(tables.GROUPS["papers"])
+    assert tables.chosen("tuned,none") == ["plain", "smooth", "inr", "none"]
+
+
+def test_time_left_is_that_of_lines_of_the_same_kind(tables):
+    found = [{**line(tables, clip, "none"), "seconds": 10.0 * (clip + 1)} for clip in range(3)]
+    found.append({**line(tables, 0, "plain"), "seconds": 500.0})
+    tables.LINES.write_text("".join(json.dumps(record) + "\n" for record in found))
+    assert (tables.expected("none"), tables.expected("clean-0.25")) == (20.0, 20.0)
+    assert tables.expected("inr") == 500.0 and tables.expected("ideal") != tables.expected("ideal")  # nan
+
+
 def test_the_page_compares_with_the_papers(tables, monkeypatch, tmp_path):
     import _tables_report
 
