@@ -13,6 +13,7 @@ from torch import Tensor
 from vidsmooth_fast import __version__
 from vidsmooth_fast.conditioning.prompts import Prompt
 from vidsmooth_fast.sampling.checkpoint import Checkpoint, fingerprint
+from vidsmooth_fast.sampling.encoding import EncodingThread
 from vidsmooth_fast.sampling.engine import Guidance, State, denoise
 from vidsmooth_fast.sampling.inversion import invert_latents
 from vidsmooth_fast.sampling.job import Job
@@ -160,7 +161,7 @@ class Run:
             self.checkpoint.save(phase, state)
 
     def _decode(self, latents: Tensor, target: Path | None) -> Video:
-        """Frames from latents, a few at a time: into the file `target`, or kept as bytes."""
+        """Frames from latents, a few at a time: into the file `target`, encoded meanwhile, or kept as bytes."""
         options = self.job.options
         fps = self.source.fps if self.source is not None else DEFAULT_FPS
         sound = self.source if self.source is not None and len(self.source) == options.frames else None
@@ -170,9 +171,12 @@ class Run:
         if target is None:
             return Video.from_frames(list(frames), fps=fps, audio=sound, metadata=metadata)
         size = (options.height, options.width)
-        with VideoWriter(target, fps, size, audio_from=sound, metadata=metadata) as writer:
+        with (
+            VideoWriter(target, fps, size, audio_from=sound, metadata=metadata) as writer,
+            EncodingThread(writer) as encoder,
+        ):
             for frame in frames:
-                writer.write(frame)
+                encoder.write(frame)
         return Video.open(target)
 
     def _decoded(self, latents: Tensor) -> Iterator[np.ndarray]:
