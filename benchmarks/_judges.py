@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from vidsmooth_fast.models.loading import EMBEDDED
 from vidsmooth_fast.spriteworld.classifier import Classifier, train_classifier
 
-
 KEPT = Path(__file__).parents[1] / "out" / "judges"
 
 
