@@ -2,18 +2,24 @@
 
     python benchmarks/tuning_study.py                     what is missing; goes on where it stopped, row by row
     python benchmarks/tuning_study.py --clips 0 3 --methods plain inr
+    python benchmarks/tuning_study.py --minutes 120       start no row after so long
     python benchmarks/tuning_study.py --report            only write docs/tuning.md and docs/images/tuning.png
 
 A row of benchmarks/results/tuning_study.jsonl is one clip tuned by one method, with the metrics of its edits. Clips are
 held-out scenes (seeds that the model never saw), numbered 0 to 11, and two real clips where VIDSMOOTH_SHARED (or
 ../shared) has them. A classifier that was trained on renders alone says how many of an edit's words are seen in it;
 it has nothing to say about real clips.
+
+The objectives come first, all of them on one clip before the next, then the real clips, then directions and λ:
+wherever the study ends, methods were compared on the same clips. Each row says how long it took and about how long the
+rest will.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -21,10 +27,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from _judges import kept_classifier, weights
+from _timing import environment
 from PIL import Image
 
 import vidsmooth_fast as vsf
 from vidsmooth_fast.metrics.evaluate import evaluate
+from vidsmooth_fast.metrics.report import bootstrap_interval
 from vidsmooth_fast.spriteworld.captions import caption
 from vidsmooth_fast.spriteworld.classifier import labels, predict
 from vidsmooth_fast.spriteworld.render import HELD_OUT_SEED, Scene, render_clip
@@ -123,12 +131,16 @@ def one_row(name: str, method: str, settings: dict) -> dict | None:
             callback=lambda step, steps, values: losses.append(values["loss"]),
         )  # fmt: skip
     tuned = time.perf_counter() - began
+    sampling = dict(
+        steps=settings["sampling_steps"], height=clip.size[0], width=clip.size[1], window=len(clip), stride=len(clip),
+        seed=settings["seed"], progress=False,
+    )  # fmt: skip
+    inverted = vsf.invert(model, clip, words, **sampling).latents  # once for all edits
     found: dict[str, list[float]] = {metric: [] for metric in METRICS}
     for index, prompt in enumerate(prompts):
         video = vsf.fast_sample(
-            model, prompt, len(clip), source=clip, source_prompt=words, steps=settings["sampling_steps"],
-            guidance=settings["guidance"], height=clip.size[0], width=clip.size[1], window=len(clip), stride=len(clip),
-            seed=settings["seed"], progress=False,
+            model, prompt, len(clip), source=clip, latents=inverted,
+            guidance=settings["guidance"], **sampling,
         )  # fmt: skip
         report = evaluate(video, source=clip, metrics=[m for m in METRICS if m != "agreement"], flow="dis")
         frames = np.stack(list(video))
@@ -147,20 +159,14 @@ def one_row(name: str, method: str, settings: dict) -> dict | None:
     return {
         "clip": name, "method": method, "weights": weights(), **settings, "prompts": prompts, "metrics": found,
         "last_losses": losses[-10:], "tuning_seconds": round(tuned, 1),
+        "seconds": round(time.perf_counter() - began, 1), **environment(),
     }  # fmt: skip
 
 
 def read_rows() -> list[dict]:
-    """Those of the present weights."""
+    """Those of the present weights and settings."""
     rows = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
-    return [row for row in rows if row["weights"] == weights()]
-
-
-def interval(values: np.ndarray, *, count: int = 2000) -> tuple[float, float, float]:
-    """Mean, and the 95% bootstrap interval of it over clips."""
-    rng = np.random.default_rng(0)
-    means = values[rng.integers(len(values), size=(count, len(values)))].mean(1)
-    return float(values.mean()), *(float(q) for q in np.quantile(means, [0.025, 0.975]))
+    return [row for row in rows if row["weights"] == weights() and SETTINGS.items() <= row.items()]
 
 
 def per_clip(rows: list[dict], method: str, metric: str) -> dict[str, float]:
@@ -183,8 +189,8 @@ def table(rows: list[dict], methods: list[str]) -> list[str]:
             if not values:
                 cells.append("–")
                 continue
-            mean, low, high = interval(np.array(list(values.values())))
-            cells.append(f"{mean:.3g} ({low:.3g} … {high:.3g})")
+            mean, low, high = bootstrap_interval(list(values.values()))
+            cells.append(f"{mean:.3g}" + ("" if math.isnan(low) else f" ({low:.3g} … {high:.3g})"))
         if clips:
             lines.append(f"| {method} | {clips} | " + " | ".join(cells) + " |")
     return lines
@@ -202,7 +208,7 @@ def differences(rows: list[dict], methods: list[str], *, base: str = "plain") ->
             both = [clip for clip in ours if clip in theirs]
             if not better or len(both) < 3:
                 continue
-            mean, low, high = interval(np.array([ours[c] - theirs[c] for c in both]))
+            mean, low, high = bootstrap_interval([ours[c] - theirs[c] for c in both])
             helps = (mean < 0) == (better == "lower")
             verdict = "no clear difference" if low <= 0 <= high else "better" if helps else "worse"
             said.append(f"{metric} {mean:+.3g} ({low:+.3g} … {high:+.3g}): **{verdict}**")
@@ -214,11 +220,25 @@ def differences(rows: list[dict], methods: list[str], *, base: str = "plain") ->
 def report() -> None:
     """Write the results into docs/tuning.md and draw the contact sheet."""
     rows = read_rows()
-    settings = json.dumps({k: rows[0][k] for k in SETTINGS}) if rows else "{}"
+    if not rows:
+        raise SystemExit("no row yet for the present weights and settings: python benchmarks/tuning_study.py")
     world = [r for r in rows if r["clip"] not in REAL]
     real = [r for r in rows if r["clip"] in REAL]
     others = [m for m in METHODS if m not in MAIN]
-    text = [BEGIN, "", f"Settings: `{settings}`. In brackets: 95% bootstrap intervals over clips.", "",
+    shown = len({r["clip"] for r in world}), len({r["clip"] for r in real})
+    about = (
+        f"{shown[0]} of {len(SCENES)} clips of sprite-world and {shown[1]} real ones, four edits each; "
+        f"{SETTINGS['frames']} frames, {SETTINGS['steps']} steps of tuning at learning rate {SETTINGS['lr']:g}; "
+        f"{SETTINGS['sampling_steps']} steps of DDIM from the clip's inversion, guidance {SETTINGS['guidance']:g}, "
+        f"seed {SETTINGS['seed']}. In brackets: 95% bootstrap intervals over clips (none for one clip); `clips` is how "
+        "many a row has. A difference is called better or worse where its interval leaves out zero, from three clips on."
+    )
+    last = rows[-1]
+    machine = (
+        f"*{last['machine']}, {last['threads']} threads, torch {last['torch']}; newest row: commit {last['commit']}, "
+        f"{last['date'][:10]}; median {np.median([r['seconds'] for r in rows]):.0f} s a row.*"
+    )
+    text = [BEGIN, "", about, "", machine, "",
             "### sprite-world", "", *table(world, list(MAIN)), "", *differences(world, list(MAIN)), "",
             "### Directions, and λ over a decade", "", *table(world, ["inr", *others]), "",
             *differences(world, others), "", "### Real clips", "", *table(real, list(MAIN)), ""]  # fmt: skip
@@ -238,37 +258,54 @@ def report() -> None:
     print(f"{PAGE.relative_to(ROOT)}: {len(rows)} rows")
 
 
+def to_do(clips: list[str], methods: list[str]) -> list[tuple[str, str]]:
+    """(clip, method) of the rows that are missing, in the order in which they are made."""
+    done = {(row["clip"], row["method"]) for row in read_rows()}
+    others = [m for m in METHODS if m not in MAIN]
+    order = [(c, m) for group in (MAIN, others) for c in clips for m in group]
+    return [(c, m) for c, m in order if m in methods and (c, m) not in done and (c not in REAL or m in MAIN)]
+
+
+def run(clips: list[str], methods: list[str], minutes: float) -> None:
+    missing, end = to_do(clips, methods), time.monotonic() + 60 * minutes
+    print(f"{len(missing)} rows to make, {torch.get_num_threads()} threads", flush=True)
+    for index, (clip, method) in enumerate(missing):
+        if time.monotonic() > end:
+            return
+        row = one_row(clip, method, SETTINGS)
+        if row is None:
+            print(f"{clip}: not found, left out", flush=True)
+            continue
+        ROWS.parent.mkdir(exist_ok=True)
+        with ROWS.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        means = {m: round(float(np.nanmean(v)), 3) for m, v in row["metrics"].items() if np.isfinite(v).any()}
+        taken = {tuned: [r["seconds"] for r in read_rows() if (METHODS[r["method"]] is not None) == tuned]
+                 for tuned in (True, False)}  # fmt: skip
+        left = sum(
+            float(np.median(taken[METHODS[m] is not None] or taken[METHODS[m] is None]))
+            for _, m in missing[index + 1 :]
+        )
+        print(
+            f"{clip} {method}: {row['seconds']:.0f} s, of them tuning {row['tuning_seconds']:.0f}; {means} "
+            f"({len(missing) - index - 1} rows left, about {left / 3600:.1f} h)",
+            flush=True,
+        )
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--clips", nargs="+", default=[*map(str, range(len(SCENES))), *REAL])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    every = [*map(str, range(len(SCENES))), *REAL]
+    parser.add_argument("--clips", nargs="+", default=every, choices=every)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--minutes", type=float, default=math.inf, help="start no row after so long")
     parser.add_argument("--report", action="store_true", help="write the page only")
     options = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
     if not options.report:
-        done = {(r["clip"], r["method"]) for r in read_rows()}
-        order = [
-            (c, m)
-            for group in (MAIN, [m for m in METHODS if m not in MAIN])
-            for c in options.clips
-            for m in group
-        ]
-        for clip, method in order:
-            if (
-                method not in options.methods
-                or (clip, method) in done
-                or (clip in REAL and method not in MAIN)
-            ):
-                continue
-            row = one_row(clip, method, SETTINGS)
-            if row is None:
-                print(f"{clip}: not found, left out")
-                continue
-            ROWS.parent.mkdir(exist_ok=True)
-            with ROWS.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            means = {m: round(float(np.mean(v)), 3) for m, v in row["metrics"].items() if v}
-            print(f"{clip} {method}: {means}, tuned in {row['tuning_seconds']} s", flush=True)
+        run(options.clips, options.methods, options.minutes)
     report()
 
 
