@@ -35,12 +35,14 @@ class Traceable:
         """The network as an exported program in which every named size is free within its range.
 
         Where a range begins at 1 the program's begins at 2, because PyTorch fixes sizes of 1; the networks compute the
-        same there.
+        same there. A range of one size is that number in the program.
         """
         dims = {
-            name: torch.export.Dim(name, min=max(low, 2), max=high) for name, (low, high) in ranges.items()
+            name: torch.export.Dim(name, min=max(low, 2), max=max(high, 3))
+            for name, (low, high) in ranges.items()
+            if low < high
         }
-        small = {name: max(_TRACED_AT.get(name, 0), low) for name, (low, _) in ranges.items()}
+        small = {name: min(max(_TRACED_AT.get(name, 0), low), high) for name, (low, high) in ranges.items()}
         device = next(self.module.parameters()).device
         shapes, example = {}, {}
         for name, port in self.inputs.items():
@@ -64,6 +66,8 @@ def _dimension(axis: str, dims: dict):
     factor, _, name = axis.rpartition("*")
     if not name.isalpha() or (factor and not factor.isdigit()):
         return torch.export.Dim.AUTO
+    if name not in dims:
+        return torch.export.Dim.STATIC
     return int(factor) * dims[name] if factor else dims[name]
 
 
