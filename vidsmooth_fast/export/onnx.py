@@ -54,7 +54,6 @@ class Writer:
 
     def write(self, name: str, graph: Traceable, ranges: Ranges, folder: Path) -> str:
         import onnx
-        import onnxscript.optimizer
 
         program = graph.program(ranges).run_decompositions(_references())
         half = any(port.dtype == "float16" for port in graph.outputs.values())
@@ -66,7 +65,6 @@ class Writer:
                 custom_translation_table={_SDPA: _half_attention(self.opset)} if half else None,
                 verbose=False,
             )
-        onnxscript.optimizer.fold_constants(exported.model, should_fold=_is_split)
         _tidy(exported.model, graph)
         file = folder / f"{name}.onnx"
         weights = sum(value.const_value.nbytes for value in exported.model.graph.initializers.values())
@@ -125,11 +123,6 @@ def _half_attention(opset: int):
 def _plain(attn_mask, is_causal: bool) -> None:
     if attn_mask is not None or is_causal:
         raise ValueError("attention with a mask is not expected in float16: only the text encoder has one")
-
-
-def _is_split(node) -> bool | None:
-    """Weights that the network reads in parts are stored in parts; the folder's own rules decide on everything else."""
-    return True if node.op_type == "Split" else None
 
 
 @contextlib.contextmanager

@@ -233,6 +233,7 @@ class GEGLU(nn.Module):
 
     On a CPU the halves are projected separately: the same arithmetic, but everything after it reads contiguous memory
     (feed-forward of 8,192 tokens of width 128, bf16, 1 core: 19.6 ms against 26.8 ms; fp32 40.8 against 53.8).
+    An exported graph keeps the weights as they are.
     """
 
     def __init__(self, dim: int, hidden: int) -> None:
@@ -240,7 +241,7 @@ class GEGLU(nn.Module):
         self.proj = nn.Linear(dim, hidden * 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu":
+        if x.device.type != "cpu" or torch.compiler.is_exporting():
             hidden, gate = self.proj(x).chunk(2, dim=-1)
             return hidden * F.gelu(gate)
         (w_hidden, w_gate), (b_hidden, b_gate) = self.proj.weight.chunk(2), self.proj.bias.chunk(2)
