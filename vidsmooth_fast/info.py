@@ -9,12 +9,13 @@ import torch
 
 import vidsmooth_fast
 from vidsmooth_fast import ops
+from vidsmooth_fast.models.runtimes import FORMATS, runtime
 
 _PACKAGES = ("torch", "diffusers", "transformers", "av", "numpy", "triton", "onnx", "tensorrt")
 
 
 def report() -> str:
-    """Versions, devices, and for every operator the backends that exist, which is used and why others are not."""
+    """Versions, devices; the backends of every operator, which is used and why others are not; what runs bundles."""
     lines = [
         f"vidsmooth-fast {vidsmooth_fast.__version__}, Python {platform.python_version()}, {platform.machine()}"
     ]
@@ -30,6 +31,8 @@ def report() -> str:
         others = [f"{name} (slower)" for name in row.available if name != row.used]
         others += [f"{name}: {reason}" for name, reason in row.unavailable.items()]
         lines.append(f"{row.operator:<26}{row.used:<8}{'; '.join(others)}")
+    lines += ["", f"{'bundle':<26}runs here"]
+    lines += [f"{format:<26}{runtime(format).available()}" for format in FORMATS]
     return "\n".join(lines)
 
 

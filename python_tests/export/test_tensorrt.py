@@ -18,6 +18,7 @@ from python_tests.export.typed_tensorrt import Library, StandIn, bindings
 from python_tests.tiny import tiny_model
 from vidsmooth_fast.export import tensorrt as export
 from vidsmooth_fast.export.graphs import graphs_of, ranges_of
+from vidsmooth_fast.info import report
 from vidsmooth_fast.models.bundle import Bundle, GraphFile
 from vidsmooth_fast.models.runtimes import runtime
 from vidsmooth_fast.models.runtimes import tensorrt as run
@@ -125,6 +126,14 @@ def test_without_a_gpu_or_without_tensorrt_one_line_says_so(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(ValueError, match=r"needs TensorRT .* pip install 'vidsmooth-fast\[tensorrt\]'"):
         export.Writer()
+
+
+def test_info_says_what_never_ran_on_hardware(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    lines = {line.split()[0]: line for line in report().splitlines() if line}
+    assert "not here: pip install 'vidsmooth-fast[tensorrt]'" in lines["tensorrt"]
+    for name in ("tensorrt", "aoti"):
+        assert lines[name].endswith("run on a GPU by this project's tests")
 
 
 def test_a_batch_goes_in_equal_parts():

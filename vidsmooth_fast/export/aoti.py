@@ -14,7 +14,7 @@ import torch
 
 from vidsmooth_fast.export.graphs import Ranges, Traceable
 from vidsmooth_fast.models.loading import choose_device
-from vidsmooth_fast.models.runtimes.aoti import machine
+from vidsmooth_fast.models.runtimes.aoti import UNPROVEN, machine
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Writer:
 
     def notes(self) -> tuple[str, ...]:
         if self.device == "cuda":
-            return ("AOTInductor bundles for CUDA have not been run on a GPU by this project's tests.",)
+            return (f"AOTInductor {UNPROVEN}.",)
         return ()
 
     def write(self, name: str, graph: Traceable, ranges: Ranges, folder: Path) -> str:

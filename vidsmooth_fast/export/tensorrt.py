@@ -49,7 +49,7 @@ class Writer:
         object.__setattr__(self, "machine", machine(choose_device("cuda")))
 
     def notes(self) -> tuple[str, ...]:
-        return (f"{UNPROVEN}.",)
+        return (f"TensorRT {UNPROVEN}.",)
 
     def write(self, name: str, graph: Traceable, ranges: Ranges, folder: Path) -> str:
         shapes = profile(graph, ranges)

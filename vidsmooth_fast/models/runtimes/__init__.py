@@ -5,6 +5,8 @@ A module provides
 - `choose_device(bundle, device) -> torch.device`: where to run, of what was asked for ("auto" or a device). Raises
   ValueError, one line, when the format's library is missing or this machine cannot run the bundle.
 - `open_graph(bundle, name, device) -> Graph`: one of `bundle.GRAPHS`, ready to be called.
+- `available() -> str`: on what this installation runs its bundles, and what was never tried on hardware; or what is
+  missing. For `vidsmooth-fast info`.
 """
 
 from __future__ import annotations

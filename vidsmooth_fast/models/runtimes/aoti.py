@@ -15,6 +15,8 @@ from torch import Tensor
 import vidsmooth_fast.ops  # noqa: F401 - registers the operators that the graphs call
 from vidsmooth_fast.models.bundle import Bundle, GraphFile
 
+UNPROVEN = "bundles for CUDA have not been compiled or run on a GPU by this project's tests"
+
 _FAMILIES = tuple("abm adx amx avx bmi f16c fma gfni movbe popcnt sse4_ vaes vpclmul".split())
 """Of the instruction sets that /proc/cpuinfo lists, those that a compiler chooses by itself."""
 
@@ -43,6 +45,10 @@ def unfit(made_for: dict[str, str], here: dict[str, str]) -> str:
     if missing := sorted(set(made_for["instructions"].split()) - set(here["instructions"].split())):
         return f"it was compiled for a processor with {', '.join(missing)}, which this one lacks"
     return ""
+
+
+def available() -> str:
+    return f"PyTorch on cpu{', cuda' if torch.cuda.is_available() else ''}; {UNPROVEN}"
 
 
 def choose_device(bundle: Bundle, device: str | torch.device) -> torch.device:

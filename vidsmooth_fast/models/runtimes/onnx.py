@@ -19,6 +19,15 @@ def _library():
     return onnxruntime
 
 
+def available() -> str:
+    try:
+        providers = _library().get_available_providers()
+    except ValueError:
+        return f"not here: {_INSTALL}"
+    on = [name.removesuffix("ExecutionProvider") for name in providers]
+    return f"ONNX Runtime on {', '.join(on)}"
+
+
 def choose_device(bundle: Bundle, device: str | torch.device) -> torch.device:
     """ "auto": cuda where PyTorch and ONNX Runtime both have it, else cpu."""
     offered = _library().get_available_providers()

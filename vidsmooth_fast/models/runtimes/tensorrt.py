@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vidsmooth_fast.models.bundle import Bundle, GraphFile
 
-UNPROVEN = "TensorRT bundles have not been built or run on a GPU by this project's tests"
+UNPROVEN = "engines have not been built or run on a GPU by this project's tests"
 INSTALL = "pip install 'vidsmooth-fast[tensorrt]' --extra-index-url https://pypi.nvidia.com"
 
 KEPT = 4
@@ -26,6 +26,14 @@ def library() -> ModuleType:
     except ImportError as error:
         raise ValueError(f"bundle: format 'tensorrt' needs TensorRT ({error}): {INSTALL}") from error
     return tensorrt
+
+
+def available() -> str:
+    try:
+        found = f"TensorRT {library().__version__}"
+    except ValueError:
+        found = f"not here: {INSTALL}"
+    return f"{found}; {UNPROVEN}"
 
 
 def machine(device: torch.device) -> dict[str, str]:
