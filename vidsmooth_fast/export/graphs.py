@@ -83,8 +83,7 @@ def ranges_of(
     height, width: in pixels; None for everything between 2 elements on the network's deepest level and LARGEST.
     batch: windows x guidance branches. Raises: ValueError for a range that is none, or sizes the model cannot have.
     """
-    down, levels = model.downsampling, len(model.network_config["block_out_channels"])
-    least = 2**levels
+    down, least = model.downsampling, 2 ** len(model.network_config["block_out_channels"])
     ranges = {"videos": batch, "frames": frames}
     for name, asked in (("height", height), ("width", width)):
         low, high = asked or (least * down, LARGEST)
@@ -114,14 +113,15 @@ def graphs_of(model: VideoModel, *, controls: bool = False) -> dict[str, Traceab
         ids["attention_mask"] = ids["input_ids"]
     embeddings = Port("float32", ("prompts", model.text_length, width))
     return {
-        "unet": _unet(model.unet, dtype, controls),
+        "unet": unet_graph(model.unet, dtype, controls),
         "vae_encoder": Traceable(_Encoder(model.vae), {"sample": pixels}, {"latent_sample": latents}),
         "vae_decoder": Traceable(_Decoder(model.vae), {"latent_sample": latents}, {"sample": pixels}),
         "text_encoder": Traceable(_Text(model.text_encoder), ids, {"last_hidden_state": embeddings}),
     }
 
 
-def _unet(unet: VideoUNet, dtype: str, controls: bool) -> Traceable:
+def unet_graph(unet: VideoUNet, dtype: str, controls: bool = False) -> Traceable:
+    """The denoising network alone; see `graphs_of`."""
     inputs = {
         "sample": Port(dtype, ("videos", unet.in_channels, "frames", "height", "width")),
         "timestep": Port("float32", ("videos",)),

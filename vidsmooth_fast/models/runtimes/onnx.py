@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -46,7 +49,7 @@ def choose_device(bundle: Bundle, device: str | torch.device) -> torch.device:
 
 
 def open_graph(bundle: Bundle, name: str, device: torch.device) -> OnnxGraph:
-    return OnnxGraph(bundle, name, device)
+    return OnnxGraph(bundle.path, bundle.graphs[name], device)
 
 
 class OnnxGraph:
@@ -55,22 +58,23 @@ class OnnxGraph:
     On a GPU it works on PyTorch's stream of the moment when it was opened, so that neither waits for the other.
     """
 
-    def __init__(self, bundle: Bundle, name: str, device: torch.device):
-        self.device = device
-        self.graph: GraphFile = bundle.graphs[name]
+    def __init__(self, folder: Path, graph: GraphFile, device: torch.device):
+        self.device, self.graph = device, graph
         library = _library()
         options = library.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = torch.get_num_threads()
+        file, providers = folder / graph.file, _providers(device)
         try:
-            self.session = library.InferenceSession(
-                str(bundle.path / self.graph.file), options, providers=_providers(library, device)
-            )
+            self.session = library.InferenceSession(file, options, providers=providers)
         except Exception as error:  # ONNX Runtime's classes derive from Exception alone
             reason = " ".join(str(error).split())[:300]
+            raise ValueError(f"bundle: ONNX Runtime cannot load {file}: {reason}") from error
+        if device.type == "cuda" and self.session.get_providers() == ["CPUExecutionProvider"]:
             raise ValueError(
-                f"bundle: ONNX Runtime cannot load {bundle.path / self.graph.file}: {reason}"
-            ) from error
+                f"device: ONNX Runtime cannot use {device}; see that CUDA and cuDNN are those that onnxruntime-gpu "
+                f"{library.__version__} was built for"
+            )
 
     def __call__(self, **inputs: Tensor) -> Tensor:
         sizes = self.graph.sizes({name: tuple(tensor.shape) for name, tensor in inputs.items()})
@@ -93,10 +97,11 @@ def _numpy(dtype: str) -> type:
     return getattr(np, dtype)
 
 
-def _providers(library, device: torch.device) -> list:
-    """Execution providers, best first. TensorRT's where it is installed: it compiles the graph at the first call."""
+def _providers(device: torch.device) -> list:
+    """Execution providers, best first: those that VIDSMOOTH_ORT_PROVIDERS names, else what the device suggests."""
     if device.type == "cpu":
         return ["CPUExecutionProvider"]
+    asked = os.environ.get("VIDSMOOTH_ORT_PROVIDERS") or "CUDAExecutionProvider"
     stream = str(torch.cuda.current_stream(device).cuda_stream)
     options = {"device_id": device.index or 0, "user_compute_stream": stream}
-    return [("CUDAExecutionProvider", options), "CPUExecutionProvider"]
+    return [*((name.strip(), options) for name in asked.split(",")), "CPUExecutionProvider"]
