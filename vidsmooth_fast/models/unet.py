@@ -213,10 +213,14 @@ class VideoUNet(nn.Module):
         for later processes, in TORCHINDUCTOR_CACHE_DIR where that is set and in the user's cache otherwise.
         Returns self.
         """
-        cache = (
-            Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vidsmooth-fast" / "inductor"
-        )
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+        from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+        usual = (
+            default_cache_dir()
+        )  # in the folder for temporary files; torch may have set the variable to it
+        if os.environ.get("TORCHINDUCTOR_CACHE_DIR", usual) == usual:
+            cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache / "vidsmooth-fast" / "inductor")
         # Every width of ResNet is one more graph of the same code; the usual limit of 8 would leave some uncompiled.
         config = torch._dynamo.config
         config.recompile_limit = max(config.recompile_limit, 64)
