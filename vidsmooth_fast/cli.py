@@ -528,11 +528,58 @@ def bench(
 
 @app.command()
 @one_line_errors
-def info() -> None:
-    """What is installed: versions, devices, and the backends of every operator."""
-    from vidsmooth_fast.info import report
+def export(
+    model: Model,
+    path: Annotated[Path, typer.Argument(help="Directory for the bundle; an earlier bundle is replaced.")],
+    format: Annotated[str, typer.Option(help="onnx, aoti or tensorrt.")] = "onnx",
+    dtype: Annotated[str, typer.Option(help="float32, float16, or with aoti bfloat16.")] = "float32",
+    frames: Annotated[tuple[int, int], typer.Option(help="Least and most in a window.")] = (1, 64),
+    height: Annotated[
+        tuple[int, int] | None, typer.Option(help="Least and most pixels. [all that the network takes]")
+    ] = None,
+    width: Annotated[
+        tuple[int, int] | None, typer.Option(help="Least and most pixels. [all that the network takes]")
+    ] = None,
+    batch: Annotated[tuple[int, int], typer.Option(help="Least and most windows x branches in one call.")] = (
+        1,
+        64,
+    ),
+    controls: Annotated[bool, typer.Option("--controls", help="With inputs for a ControlNet.")] = False,
+    opset: Annotated[int | None, typer.Option(help="Of onnx: 23, or 21 for older runtimes. [23]")] = None,
+    device: Annotated[str | None, typer.Option(help="Of aoti: cpu or cuda. [cpu]")] = None,
+    timing_cache: Annotated[
+        Path | None, typer.Option(help="Of tensorrt: a file. [in the user's cache folder]")
+    ] = None,
+) -> None:
+    """Write a model as a bundle that `sample`, `invert` and `bench` take in its place; see docs/export.md."""
+    from vidsmooth_fast.export import export as run
 
-    typer.echo(report())
+    options = {"opset": opset, "device": device, "timing_cache": timing_cache and str(timing_cache)}
+    given = {name: value for name, value in options.items() if value is not None}
+    run(
+        model,
+        path,
+        format=format,
+        dtype=dtype,
+        frames=frames,
+        height=height,
+        width=width,
+        batch=batch,
+        controls=controls,
+        **given,
+    )
+    typer.echo(path)
+
+
+@app.command()
+@one_line_errors
+def info(
+    bundle: Annotated[Path | None, typer.Argument(help="An exported bundle, to be described.")] = None,
+) -> None:
+    """What is installed: versions, devices, the backends of every operator. Or what a bundle holds."""
+    from vidsmooth_fast.info import describe, report
+
+    typer.echo(report() if bundle is None else describe(bundle))
 
 
 def main() -> None:

@@ -105,9 +105,12 @@ def is_bundle(path: Path) -> bool:
 def read_bundle(path: Path) -> Bundle:
     """Read and check bundle.json.
 
-    Raises: ValueError, one line: not JSON, of a newer version, an entry missing, a file missing or of another size.
+    Raises: ValueError, one line: not there, not JSON, of a newer version, an entry or a file missing, a file of another
+    size.
     """
     where = path / MANIFEST
+    if not is_bundle(path):
+        raise ValueError(f"bundle: expected a directory with {MANIFEST}, got {path}")
     try:
         record = json.loads(where.read_text())
         version = record.pop("format_version")
