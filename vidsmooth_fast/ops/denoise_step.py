@@ -199,7 +199,7 @@ def denoise_step(
     pred: what the network returned, G guidance branches of N windows of K frames, (G, B, N, C, K, H, W), any
         floating dtype and strides.
     x: noisy latents, (B, C, F, H, W), fp32, like history, reference and noise where given.
-    starts, weights: as in window_merge.
+    starts, weights: as in window_merge; on a GPU, the first call with new windows belongs outside CUDA graph capture.
     branch_weights: G factors that sum to 1; (1 − s, s) is text guidance of scale s.
     to_eps: from the network's prediction to noise; (0, 1) when it predicts noise.
     to_clean: coefficients of the second result, or None for none.

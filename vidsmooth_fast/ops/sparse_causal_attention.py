@@ -164,6 +164,7 @@ def sparse_causal_attention(
     kv_frames: (F, R) frame indices in [0, F), nested lists or an int64 tensor (on the CPU: its values are read).
         (first, previous) is Tune-A-Video, (first) is Text2Video-Zero, all frames is full spatio-temporal attention.
         A frame listed twice beside others that are not weighs twice, as if its keys were concatenated twice.
+        A GPU is sent a table on the CPU at the first call with it: make that call before a CUDA graph is captured.
     backend: names of the backends that may be used, best first, e.g. "triton" or "cuda,torch"; None leaves the choice
         to the dispatch (`ops.backend`, `VIDSMOOTH_BACKEND`).
     Returns a contiguous (B·F, P, h·d) in the dtype of q. Where gradients are wanted, PyTorch differentiates the

@@ -109,6 +109,13 @@ def _triton_supports(q, k=None, v=None, weights=None, *, frames=1, heads=1, star
         return False, f"the Triton kernel takes heads of up to 256 columns, got {q.shape[-1] // heads}"
     if q.dim() == 3 and q.shape[1] * heads >= 2**30:
         return False, f"the Triton kernel takes up to 2^30 pixels times heads, got {q.shape[1] * heads}"
+    if q.device.type != "cpu" and q.dtype == torch.float32 and frames > 32 and q.shape[-1] // heads > 80:
+        # tiles of 64 rows, multiplied in registers: compiled for sm_90, 160 columns spill 40 to 84 kB, 128 34 kB
+        width = q.shape[-1] // heads
+        return (
+            False,
+            f"the Triton kernel spills registers for more than 32 frames of fp32 heads of {width} columns",
+        )
     if weights is not None and frames > 128 and len(weights) > 33:
         return (
             False,
@@ -282,7 +289,8 @@ def temporal_attention(
     q, k, v: (B·F, P, h·d), one dtype and device, any strides (fast where the columns of a row are neighbours, so
         slices of a fused projection are read in place).
     frames: F. heads: h. scale: factor on the scores, 1/√d when None.
-    starts: first frame of each window, taken modulo F, so that windows may run over the end of a loop.
+    starts: first frame of each window, taken modulo F, so that windows may run over the end of a loop. A GPU is sent
+        what follows from them at the first call with these windows: make that call before a CUDA graph is captured.
     weights: ω, (K,), K <= F, on the device of q. Constant: it gets no gradient.
     backend: names of the backends that may be used, best first, e.g. "triton" or "cuda,torch"; None leaves the choice
         to the dispatch (`ops.backend`, `VIDSMOOTH_BACKEND`).

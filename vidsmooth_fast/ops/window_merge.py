@@ -106,7 +106,8 @@ def window_merge(
     out_f = Σ_i ω_i v_i / Σ_i ω_i over the windows i that contain frame f
 
     windows: v, N windows of K frames, (B, N, C, K, H, W), any strides.
-    starts: first frame of each window, N ints or an int64 CPU tensor; frames are taken modulo `frames`.
+    starts: first frame of each window, N ints or an int64 CPU tensor; frames are taken modulo `frames`. A GPU is sent
+        what follows from them at the first call with these windows: make that call before a CUDA graph is captured.
     weights: ω = W², (K,) or a shape that broadcasts to (C, K, H, W), floating point; not all zero at any frame
         (that gives NaN, as 0/0 does).
     frames: F, the length of the video.
