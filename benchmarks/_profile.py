@@ -27,10 +27,10 @@ TRACES = Path("out/profile")
 
 # The first pattern that an operator's name contains decides.
 KINDS = {
-    "convolution": r"conv",
+    "convolution": r"conv|fprop",
     "attention": r"scaled_dot_product|flash_att|efficient_att|sparse_causal|temporal_attention|softmax",
     "normalisation": r"norm",
-    "matrix product": r"addmm|\bmm|bmm|linear|matmul|baddbmm",
+    "matrix product": r"addmm|\bmm|bmm|linear|matmul|baddbmm|gemm|nvjet|cutlass",
     "merge and step": r"denoise_step|window_merge",
     "copy and layout": r"copy|clone|contiguous|\bcat|_to_copy|\bto\b|index|gather|upsample|select_scatter|pad",
     "memory": r"empty|zero|fill|resize|alloc|Memset|arange|full|scalar_tensor|lift_fresh|random",
@@ -90,9 +90,10 @@ def by_kind(events: list, on_gpu: bool) -> tuple[dict[str, dict[str, float]], fl
     spans, count = [], 0
     for event in events:
         if on_gpu:
-            for kernel in event.kernels:
-                found[kind_of(event.name)]["seconds"] += kernel.duration / 1e6
-                found[kind_of(event.name)]["calls"] += 1
+            for kernel in event.kernels:  # by its operator, or by its own name where none launched it
+                kind = kind_of(event.name if "::" in event.name else kernel.name)
+                found[kind]["seconds"] += kernel.duration / 1e6
+                found[kind]["calls"] += 1
                 count += 1
         elif event.name.startswith(("aten::", "vidsmooth::")):
             found[kind_of(event.name)]["seconds"] += event.self_cpu_time_total / 1e6
