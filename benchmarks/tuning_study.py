@@ -231,7 +231,7 @@ def report() -> None:
         f"{SETTINGS['frames']} frames, {SETTINGS['steps']} steps of tuning at learning rate {SETTINGS['lr']:g}; "
         f"{SETTINGS['sampling_steps']} steps of DDIM from the clip's inversion, guidance {SETTINGS['guidance']:g}, "
         f"seed {SETTINGS['seed']}. In brackets: 95% bootstrap intervals over clips (none for one clip); `clips` is how "
-        "many a row has. A difference is called better or worse where its interval leaves out zero, from three clips on."
+        "many a row has. A difference is called better or worse where its interval leaves out zero, from 3 clips on."
     )
     last = rows[-1]
     machine = (
