@@ -424,10 +424,10 @@ def consistency(
     quiet: Quiet = False,
 ) -> None:
     """Consistency tuning: sample, fuse backgrounds, tune, and denoise in windows; every stage is kept."""
-    from vidsmooth_fast.models.loading import load
+    from vidsmooth_fast.models.loading import load_networks
     from vidsmooth_fast.training.consistency import consistency as run
 
-    loaded = load(model, device=device, dtype="float32")
+    loaded = load_networks(model, device=device, dtype="float32")
     size = (height or loaded.default_size[0], width or loaded.default_size[1])
     run(
         loaded,

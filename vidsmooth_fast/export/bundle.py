@@ -18,7 +18,7 @@ import vidsmooth_fast
 from vidsmooth_fast.export.graphs import Ranges, Traceable, graphs_of, ranges_of
 from vidsmooth_fast.models.bundle import MANIFEST, Bundle, GraphFile
 from vidsmooth_fast.models.directories import new_directory
-from vidsmooth_fast.models.loading import choose_dtype, load
+from vidsmooth_fast.models.loading import choose_dtype, load_networks
 from vidsmooth_fast.models.video_model import VideoModel
 
 FORMATS = ("onnx", "aoti", "tensorrt")
@@ -74,12 +74,7 @@ def export(
         raise ValueError(f"dtype: format {format!r} takes {' or '.join(writer.dtypes)}, got {chosen}")
     target = Path(path).absolute()
     with new_directory(target, MANIFEST, "bundle") as folder:
-        if not isinstance(model, VideoModel):
-            model = load(model, device=writer.device, dtype="float32")
-        if not isinstance(model, VideoModel):
-            raise ValueError(
-                f"model: expected a model, got the bundle {model.path}, which is exported already"
-            )
+        model = load_networks(model, device=writer.device, dtype="float32")
         ranges = ranges_of(model, frames, height, width, batch)
         source = {"name": model.name, "sha256": _hash(model)}
         wanted = torch.device(writer.device), getattr(torch, chosen)

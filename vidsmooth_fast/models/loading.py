@@ -90,6 +90,22 @@ def load(
     return model.to(device, dtype)
 
 
+def load_networks(
+    model: LatentModel | str | os.PathLike, *, device: str | torch.device, dtype: str | torch.dtype
+) -> VideoModel:
+    """`load` for those who need the networks themselves, to tune or to export them. Raises: ValueError for a bundle."""
+    bundle = model.path if isinstance(model, BundleModel) else None
+    if not isinstance(model, LatentModel):
+        root, _ = _locate(model)
+        bundle = root if is_bundle(root) else None
+    if bundle is not None:
+        raise ValueError(
+            f"model: {bundle} is an exported bundle, which has no networks to work on; expected the model that it was "
+            "made from"
+        )
+    return model if isinstance(model, VideoModel) else load(model, device=device, dtype=dtype)
+
+
 def _locate(name_or_path: str | os.PathLike) -> tuple[Path, str]:
     """The directory that holds the model, and what to call it."""
     text = os.fspath(name_or_path)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from vidsmooth_fast.models.loading import load
+from vidsmooth_fast.models.loading import load_networks
 from vidsmooth_fast.training.data import Pair
 from vidsmooth_fast.training.losses import Objective
 from vidsmooth_fast.training.tuner import COMBINED, tune
@@ -78,7 +78,7 @@ def tune_from_command(
     options["pairs"] = [parse_pair(text) for text in pairs]
     if pairs:
         options = COMBINED | options
-    loaded = load(model, device=options.pop("device"), dtype="float32")
+    loaded = load_networks(model, device=options.pop("device"), dtype="float32")
     clip = Video.open(video)
     height, width = (s or d for s, d in zip(size, loaded.default_size, strict=True))
     options["size"] = (height, width)

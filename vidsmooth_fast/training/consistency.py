@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vidsmooth_fast.conditioning.masks import check_prompts, foreground_masks
 from vidsmooth_fast.conditioning.segment_anything import load_predictor
-from vidsmooth_fast.models.loading import load
+from vidsmooth_fast.models.loading import load_networks
 from vidsmooth_fast.models.video_model import VideoModel
 from vidsmooth_fast.sampling.checkpoint import check_folder, fingerprint
 from vidsmooth_fast.sampling.engine import Guidance, State, denoise
@@ -90,8 +90,7 @@ def consistency(
     folder = Path(output)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output: expected a folder, got the file {folder}")
-    if not isinstance(model, VideoModel):
-        model = load(model, device=device or "auto", dtype="float32")
+    model = load_networks(model, device=device or "auto", dtype="float32")
     source = video if isinstance(video, Video) else Video.open(video)
     count = len(source) if frames is None else min(frames, len(source))
     if count < 2:

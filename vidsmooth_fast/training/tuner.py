@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from vidsmooth_fast.models.loading import choose_device, choose_dtype, load
+from vidsmooth_fast.models.loading import choose_device, choose_dtype, load, load_networks
 from vidsmooth_fast.models.video_model import VideoModel
 from vidsmooth_fast.sampling.checkpoint import check_folder, write_tensors
 from vidsmooth_fast.training.data import Pair, read_clip
@@ -201,7 +201,7 @@ def _master(model: VideoModel | str | os.PathLike, device, dtype) -> tuple[torch
     """
     if not isinstance(model, VideoModel):
         device = _own_gpu(choose_device(device or "auto"))
-        return choose_dtype(dtype or "auto", device), load(model, device=device, dtype=torch.float32)
+        return choose_dtype(dtype or "auto", device), load_networks(model, device=device, dtype=torch.float32)
     device = _own_gpu(choose_device(device or model.device))
     wanted = choose_dtype(dtype or model.dtype, device)
     if model.dtype == torch.float32:
