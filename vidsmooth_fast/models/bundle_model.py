@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .bundle import read_bundle
+from .config import read_config
 from .latent_model import LatentModel
 from .runtimes import Graph, runtime
 
@@ -86,6 +87,20 @@ class BundleModel(LatentModel):
             if not low <= value <= high:
                 argument = "window" if name == "frames" else name
                 raise ValueError(f"{argument}: this bundle takes {low} to {high} {unit}, got {value}")
+
+    def score_bytes(self, frames: int, height: int, width: int) -> int:
+        """ONNX Runtime's CPU provider keeps the scores of a whole self-attention, in float32."""
+        if self.bundle.format != "onnx" or self.device.type != "cpu":
+            return 0
+        config = read_config(dict(self.network_config))
+        read = {"first": 1, "self": 1, "all": frames}.get(
+            config.attn1_frames, 2
+        )  # frames that each frame reads
+        largest, attends = 0, [*config.down_attention[:-1], True]  # the middle of the network always does
+        for level, heads in enumerate(config.heads):
+            tokens = -(-height // 2**level) * -(-width // 2**level)
+            largest = max(largest, attends[level] * heads * tokens**2)
+        return 4 * frames * read * largest
 
     def identity(self) -> tuple[dict, Iterable[Tensor]]:
         bundle = self.bundle

@@ -44,11 +44,22 @@ class GraphDenoiser:
         branches: int = 1,
     ) -> Tensor:
         sample = latents.to(self.dtype).repeat_interleave(branches, 0)
-        return self.model.network(
-            sample=sample,
-            timestep=torch.full((len(sample),), timestep, dtype=torch.float32, device=self.device),
-            encoder_hidden_states=text.rows.expand(len(sample), -1, -1),
-        )
+        inputs = {
+            "sample": sample,
+            "timestep": torch.full((len(sample),), timestep, dtype=torch.float32, device=self.device),
+            "encoder_hidden_states": text.rows.expand(len(sample), -1, -1),
+        }
+        return self.model.network(**inputs, **self._no_residuals(sample))
+
+    def _no_residuals(self, sample: Tensor) -> dict[str, Tensor]:
+        """Zeros for the inputs of a network that was exported with controls."""
+        videos, _, frames, height, width = sample.shape
+        sizes = {"videos": videos, "frames": frames, "height": height, "width": width}
+        return {
+            name: sample.new_zeros(port.size(sizes))
+            for name, port in self.model.bundle.graphs["unet"].inputs.items()
+            if "residual" in name
+        }
 
     def in_float32(self) -> GraphDenoiser:
         """Itself where it computes in float32. Raises: FloatingPointError for other bundles."""

@@ -51,9 +51,10 @@ class Needs:
     def network(self, pairs: int, length: int) -> int:
         """On the device: one call of the network for some windows x branches of `length` frames."""
         model, on_cpu = self._model, self._model.device.type == "cpu"
-        return budget.network_bytes(
+        activations = budget.network_bytes(
             model.network_config, model.dtype, pairs, length, *self._shape[-2:], on_cpu=on_cpu
         )
+        return activations + pairs * model.score_bytes(length, *self._shape[-2:])
 
     def autoencoder(self, frames: int) -> int:
         """On the device: decoding or encoding some frames at a time."""
