@@ -189,6 +189,32 @@ def profiles_section() -> list[str]:
     return ["## Where the time goes", "", *sections] if records else []
 
 
+def aoti_section() -> list[str]:
+    """A bundle of AOTInductor beside eager PyTorch and torch.compile."""
+    records = newest("aoti", ("size", "frames"))
+    if not records:
+        return []
+    r = records[-1]
+    columns = {"start_s": "first prediction", "other_frames_s": "then with other frames", "call_s": "a call"}
+    rows = [
+        [name, *(f"{row[key]:.3g} s" if key in row else "" for key in columns)]
+        for name, row in r["rows"].items()
+    ]
+    return [
+        "## An AOTInductor bundle",
+        "",
+        f"The {r['size']} network, {r['frames']} frames of {r['pixels']}×{r['pixels']} latents, two branches, fp32. "
+        "The first prediction counts from the start of a process, imports and reading of weights included; then one "
+        f"window with another number of frames; then the median of {r['rounds']} rounds. "
+        f"The export took {r['export_s']:.0f} s.",
+        "",
+        *table(["", *columns.values()], rows),
+        "",
+        f"`python benchmarks/aoti.py`; {where(r)}",
+        "",
+    ]
+
+
 def evaluation_section() -> list[str]:
     passes, scores = newest("evaluate", ("frames", "size")), newest("vl_score", ("size",))
     if not passes and not scores:
@@ -216,6 +242,7 @@ def main() -> None:
     lines = [INTRODUCTION, *end_to_end_section(), *switches_section(), *profiles_section()]
     for name, title in OPERATORS.items():
         lines += operator_section(name, title)
+    lines += aoti_section()
     lines += evaluation_section()
     gpu = RESULTS / "gpu"
     lines += _gpu_report.section(gpu, _gpu_report.plot(gpu, PAGE.parent / "images"))

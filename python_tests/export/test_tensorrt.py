@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import importlib.util
 import sys
 from pathlib import Path
@@ -196,6 +197,36 @@ def test_the_logger_keeps_errors(library):
     logger.log(severity.INFO, "fine")
     logger.log(severity.ERROR, "no kernel")
     assert logger.errors == ["no kernel"]
+
+
+def test_a_graph_becomes_an_engine_file(library, model, monkeypatch, tmp_path):
+    for module, name, value in (
+        (export, "machine", lambda device: HERE),
+        (export, "choose_device", torch.device),
+        (
+            export.onnx.Writer,
+            "write",
+            lambda self, name, graph, ranges, folder: f"{name} {self.opset} in {folder.name}",
+        ),
+    ):
+        monkeypatch.setattr(module, name, value)
+    library._answers |= {("IHostMemory", "bytes"): b"engine"}
+    writer = export.Writer(timing_cache=str(tmp_path / "measured" / "timing"))
+    assert dataclasses.asdict(writer) == {"timing_cache": writer.timing_cache, "machine": HERE}
+    assert writer.notes() == (f"TensorRT {run.UNPROVEN}.",)
+    ranges = ranges_of(model, (4, 16), (16, 32), (16, 32), (2, 8))
+    for known in (b"", b"engine"):
+        assert writer.write("unet", graphs_of(model)["unet"], ranges, tmp_path) == "unet.engine"
+        assert (tmp_path / "unet.engine").read_bytes() == b"engine"
+        assert library.method("IBuilderConfig", "create_timing_cache")[-1] == (known,)
+    ((file,), _) = library.method("OnnxParser", "parse_from_file")
+    assert Path(file).name.startswith("unet 21 in ")
+    shapes = {name: tuple(rest) for name, *rest in library.method("IOptimizationProfile", "set_shape")}
+    assert shapes == export.profile(graphs_of(model)["unet"], ranges)
+    with pytest.raises(ValueError, match="^batch, frames, height, width: "):
+        writer.write(
+            "unet", graphs_of(model)["unet"], ranges_of(model, (1, 64), None, None, (1, 64)), tmp_path
+        )
 
 
 class Stream:
