@@ -58,10 +58,9 @@ class Needs:
 
     def autoencoder(self, frames: int) -> int:
         """On the device: decoding or encoding some frames at a time."""
-        model, options = self._model, self._options
-        return budget.autoencoder_bytes(
-            model.autoencoder_config, model.dtype, frames, options.height, options.width
-        )
+        model, size = self._model, (self._options.height, self._options.width)
+        on_cpu = model.device.type == "cpu"
+        return budget.autoencoder_bytes(model.autoencoder_config, model.dtype, frames, *size, on_cpu=on_cpu)
 
     def segment(self, windows: Windows, branches: int, pairs: int) -> int:
         """On the device: the frames of one segment, and the predictions of its windows."""

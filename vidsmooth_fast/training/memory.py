@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from vidsmooth_fast.models.unet import VideoUNet
-from vidsmooth_fast.sampling import budget
 from vidsmooth_fast.training.data import Batch
 
 PROBE = 2
@@ -22,8 +21,19 @@ def training_bytes(unet: VideoUNet, batch: Batch, trained: int, *, skip_temporal
     b, _, frames, height, width = batch.noisy.shape
     states = 3 * 4 * trained
     saved = _saved_bytes(unet, batch, skip_temporal)
-    inputs = budget.network_bytes(unet.config, torch.float32, b, frames, height, width)
+    inputs = _inputs_bytes(unet.config, b * frames, height, width)
     return states + saved + inputs // 2, states + saved // 4 + inputs
+
+
+def _inputs_bytes(config: dict, images: int, height: int, width: int) -> int:
+    """Float32 bytes of the skip connections, and of the ten maps of one layer's size that its block works on."""
+    channels, layers = config["block_out_channels"], config["layers_per_block"]
+    skips, peak = channels[0] * height * width, 0
+    for level, width_channels in enumerate(channels):
+        pixels = -(-height // 2**level) * -(-width // 2**level)
+        skips += width_channels * pixels * (layers + 1)
+        peak = max(peak, 10 * width_channels * pixels)
+    return 4 * images * (skips + peak)
 
 
 def _saved_bytes(unet: VideoUNet, batch: Batch, skip_temporal: bool) -> int:
