@@ -238,11 +238,62 @@ def evaluation_section() -> list[str]:
     return [*text, f"{commands}; {where((passes + scores)[-1])}", ""]
 
 
+def memory_section() -> list[str]:
+    records = newest("memory", ("kind", "case"))
+    if not records:
+        return []
+    text = [
+        "## Memory",
+        "",
+        "Peak of the whole process, Python and its libraries included, two CPU threads.",
+        "",
+    ]
+    estimates = [r for r in records if r["kind"] == "estimates"]
+    if estimates:
+        rows = [
+            [
+                r["case"],
+                f"{r['estimate_mib']:.0f} MiB",
+                f"{r['peak_mib']:.0f} MiB",
+                f"{r['estimate_mib'] / r['peak_mib']:.2f}",
+            ]
+            for r in estimates
+        ]
+        text += [*table(["case, 2 steps", "printed before it starts", "peak", "ratio"], rows), ""]
+    lengths = [r for r in records if r["kind"] == "lengths"]
+    if lengths:
+        first = lengths[0]
+        rows = []
+        for r in lengths:
+            more = r["frames"] - first["frames"]
+            grown = f"{1024 * (r['peak_mib'] - first['peak_mib']) / more:.0f} KiB" if more else ""
+            seconds, said = r.get("seconds_per_frame"), r.get("estimated_seconds_per_frame")
+            times = [f"{1e3 * seconds:.1f} ms", f"{said / seconds:.2f}"] if seconds else ["", ""]
+            memory = f"{r['estimate_mib'] / r['peak_mib']:.2f}"
+            rows.append([str(r["frames"]), f"{r['peak_mib']:.0f} MiB", grown, memory, *times])
+        header = [
+            "frames",
+            "peak",
+            f"per frame beyond {first['frames']}",
+            "memory estimated ÷ peak",
+            "time per frame",
+            "time estimated ÷ taken",
+        ]
+        text += [
+            "Over the length of the video, sprite-world at 64×64 pixels, 3 steps without guidance, into a file:",
+            "",
+            *table(header, rows),
+            "",
+        ]
+    return [*text, f"`python benchmarks/memory.py`; {where(records[-1])}", ""]
+
+
 def main() -> None:
     lines = [INTRODUCTION, *end_to_end_section(), *switches_section(), *profiles_section()]
     for name, title in OPERATORS.items():
         lines += operator_section(name, title)
     lines += aoti_section()
+    lines += memory_section()
     lines += evaluation_section()
     gpu = RESULTS / "gpu"
     lines += _gpu_report.section(gpu, _gpu_report.plot(gpu, PAGE.parent / "images"))
