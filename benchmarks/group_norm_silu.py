@@ -49,6 +49,10 @@ def cases():
                     32, 16, channels, pixels, dtype=dtype, compile=dtype == torch.bfloat16 and pixels == 64
                 )
             yield case(32, 1, 320, 64, dtype=dtype)
+        for frames in (8, 24, 32):
+            yield case(2 * frames, frames, 320, 64, dtype=torch.bfloat16)
+        for channels, pixels in ((320, 64), (640, 32)):  # a long video, merged in attention
+            yield case(256, 256, channels, pixels, dtype=torch.bfloat16)
     else:
         for dtype in (torch.float32, torch.bfloat16):
             yield case(16, 16, 320, 64, dtype=dtype, compile=True)

@@ -13,20 +13,34 @@ from vidsmooth_fast import ops
 SECONDS = 1.5  # for each case
 
 
-def eager(q: Tensor, k: Tensor, v: Tensor, frames: int, heads: int) -> Tensor:
+def eager(
+    q: Tensor, k: Tensor, v: Tensor, frames: int, heads: int, attention=F.scaled_dot_product_attention
+) -> Tensor:
     """Permute, scaled_dot_product_attention, permute: what the published programs do."""
 
     def split(t: Tensor) -> Tensor:  # (B·F, P, h·d) -> (B·P, h, F, d)
         t = t.unflatten(0, (-1, frames)).unflatten(-1, (heads, -1))
         return t.permute(0, 2, 3, 1, 4).flatten(0, 1).contiguous()
 
-    out = F.scaled_dot_product_attention(split(q), split(k), split(v))
+    out = attention(split(q), split(k), split(v))
     return out.unflatten(0, (-1, q.shape[1])).permute(0, 3, 1, 2, 4).flatten(3).flatten(0, 1)
 
 
 def _sdpa(kernel: SDPBackend, *arguments) -> Tensor:
     with sdpa_kernel(kernel):
         return eager(*arguments)
+
+
+def flex(*, compiled: bool = True):
+    """FlexAttention between the permutes; its tiles of 128 rows hold one pixel's frames."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    attention = torch.compile(flex_attention, dynamic=False) if compiled else flex_attention
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, frames: int, heads: int) -> Tensor:
+        return eager(q, k, v, frames, heads, attention)
+
+    return attend
 
 
 def case(
@@ -40,7 +54,11 @@ def case(
     window: int | None = None,
     rivals: bool = False,
 ) -> Case:
-    """window: attend in windows of this length that overlap by half. rivals: time each SDPA kernel by itself too."""
+    """One problem.
+
+    window: attend in windows of this length that overlap by half. rivals: time each SDPA kernel by itself too,
+    and with compile FlexAttention.
+    """
     torch.manual_seed(0)
     q, k, v = (randn(batch * frames, pixels, heads * width, dtype=dtype) for _ in range(3))
     settings = {"frames": frames, "heads": heads}
@@ -77,6 +95,9 @@ def case(
             name = f"SDPA {kernel.split('_')[0].lower()}"
             chosen = getattr(SDPBackend, kernel)
             others[name] = lambda chosen=chosen: _sdpa(chosen, q, k, v, frames, heads)
+    if compile and rivals:
+        attend = flex()
+        others["FlexAttention"] = lambda: attend(q, k, v, frames, heads)
     return Case(
         label=f"F {frames}, P {pixels}, {heads} heads of {width}, {str(dtype)[6:]}"
         + (f", batch {batch}" if batch > 1 else "")
