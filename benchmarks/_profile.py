@@ -97,7 +97,8 @@ def by_kind(events: list, on_gpu: bool) -> tuple[dict[str, dict[str, float]], fl
                 count += 1
         elif event.name.startswith(("aten::", "vidsmooth::")):
             found[kind_of(event.name)]["seconds"] += event.self_cpu_time_total / 1e6
-            if not any(child.name.startswith("aten::") for child in event.cpu_children):
+            parent = event.cpu_parent
+            if parent is None or not parent.name.startswith(("aten::", "vidsmooth::")):
                 found[kind_of(event.name)]["calls"] += 1
                 count += 1
         if not on_gpu and event.cpu_parent is None:
