@@ -94,7 +94,7 @@ def run(block: ResnetBlock | TransformerBlock, x: Tensor, ctx: Pass) -> Tensor:
     Blocks of one kind and shape share their compiled code, and any number of videos does: what tells one block of the
     network from another, and one batch from another, is taken out of the pass before.
     """
-    if not ctx.compiled or torch.is_grad_enabled():
+    if not ctx.compiled or torch.is_grad_enabled() or torch.compiler.is_exporting():
         return block(x, ctx)
     here = block.needs(ctx)
     for tensor in (x, *here):
@@ -327,7 +327,7 @@ class Transformer(nn.Module):
         for block in self.transformer_blocks:
             y = run(block, y, ctx)
         y = self._project(self.proj_out, y) + ctx.part(tokens)
-        return y.view(-1, h, w, c).permute(0, 3, 1, 2)
+        return y.view(y.shape[0], h, w, c).permute(0, 3, 1, 2)  # an exporter cannot divide to find -1
 
 
 class TemporalConv(nn.Module):
