@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from python_tests.tiny import tiny_model
 from vidsmooth_fast import InversionBlend, NoiseConstraint, Video, fast_sample, invert
 from vidsmooth_fast.sampling import budget
 from vidsmooth_fast.sampling.job import back_and_forth
+from vidsmooth_fast.sampling.windowed import WindowedPredictor
 
 QUICK = dict(steps=3, window=4, stride=2, guidance=2.0, progress=False)
 
@@ -67,6 +69,31 @@ def test_merges_agree_when_one_window_holds_the_video(model):
 def test_result_does_not_depend_on_batching(model, max_batch):
     a, b = (sample(model, max_batch=m).latents for m in ("auto", max_batch))
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"smooth": NoiseConstraint(0.2), "eta": 0.5},
+        {"loop": True, "scheduler": "dpmpp_2m"},
+        {"with_source": True, "smooth": NoiseConstraint(0.2, "source"), "blend": InversionBlend(0.3)},
+        {"prompt": ["a red car", "a blue boat"], "speed": "fast", "steps": 4},
+    ],
+    ids=["stochastic", "loop", "source", "reuse"],
+)
+def test_result_does_not_depend_on_where_the_video_is_cut(model, clip, monkeypatch, options):
+    """Bit for bit, with the real network: the same windows share its calls."""
+    options = {"prompt": "a red car", **options}
+    if options.pop("with_source", False):
+        options["source"] = clip
+    whole = sample(model, frames=18, **options).latents
+    cut, pieces = partial(WindowedPredictor, segment_frames=8), []
+    monkeypatch.setattr(
+        "vidsmooth_fast.sampling.job.WindowedPredictor",
+        lambda *a, **k: (pieces.append(cut(*a, **k)), pieces[-1])[1],
+    )
+    assert torch.equal(sample(model, frames=18, **options).latents, whole)
+    assert all(len(predictor.segments) > 2 for predictor in pieces)
 
 
 def test_same_seed_same_frames_other_seed_others(model):
