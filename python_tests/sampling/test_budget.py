@@ -113,3 +113,13 @@ def test_memory_grows_by_the_hosts_latents_alone():
     assert long._needs.latents == 16 * short._needs.latents
     assert job(1000, keeps_frames=False)._needs.pictures == 0
     assert short._needs.pictures == 1000 * 16 * 16 * 3
+
+
+def test_on_a_gpu_the_hosts_memory_is_said_too():
+    model = tiny_model()
+    options = Options(frames=8, init="shared").for_model(model, has_source=False, has_latents=False)
+    job = Job(model, options, (2,))
+    assert "of memory" in job.describe(2) and "on the host" not in job.describe(2)
+    on_cpu, job._on_gpu = job._fixed(2, 2), True
+    assert "of memory on the GPU and " in job.describe(2) and "on the host" in job.describe(2)
+    assert job._fixed(2, 2) == on_cpu - job._needs.latents, "the latents are the host's"
