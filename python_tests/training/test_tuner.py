@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 import vidsmooth_fast as vsf
 from python_tests.tiny import tiny_model
 from python_tests.training.clips import sliding
-from vidsmooth_fast.training.data import Pair
+from vidsmooth_fast.training.data import Dataset, Pair, clip_items, read_clip
+from vidsmooth_fast.training.noising import Noising
 from vidsmooth_fast.training.tuner import COMBINED, tune
 from vidsmooth_fast.video import Video
 
@@ -90,6 +91,47 @@ def test_curves_samples_and_checkpoint_lie_beside(tuned):
     grid = Video.open(run / "samples-000002.mp4")
     assert len(grid) == 5 and grid.size[1] > grid.size[0]
     assert not list(run.rglob("*.pt")) and not list(out.rglob("*.bin"))
+
+
+@pytest.mark.slow
+def test_two_processes_share_every_step(tmp_path):
+    """torchrun: each process has its own noise, and the logged loss is that of both."""
+    tiny_model(tmp_path / "tiny")
+    sliding(4).save(tmp_path / "clip.mp4")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import vidsmooth_fast as vsf\n"
+        "if __name__ == '__main__':\n"
+        "    vsf.tune('tiny', 'clip.mp4', 'a red car', loss='plain', steps=2, lr=1e-2, frames=4, device='cpu',\n"
+        "             output='tuned', progress=False)\n"
+    )
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        str(script),
+    ]
+    done = subprocess.run(launch, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [json.loads(line) for line in (tmp_path / "tuned.run" / "losses.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+
+    model = vsf.load(tmp_path / "tiny", dtype="float32")
+    noising = Noising(model.scheduler_config, model.prediction_type)
+    clip = read_clip(Video.open(tmp_path / "clip.mp4"), 4, model.default_size, pictures=False)
+    data = Dataset(clip_items(model, clip, "a red car", None, pictures=False), noising, (0, 1000), 1, seed=0)
+    losses = []
+    for process in range(2):
+        batch = data.batch(0, process)
+        with torch.no_grad():
+            error = model.unet(batch.noisy, batch.t, batch.text) - batch.target
+        losses.append(float(error.square().mean()))
+    assert losses[0] != losses[1] and rows[0]["loss"] == pytest.approx(sum(losses) / 2, rel=1e-4)
+    tuned = vsf.load(tmp_path / "tuned", dtype="float32").unet.state_dict()
+    assert any(not torch.equal(value, tuned[name]) for name, value in model.unet.state_dict().items())
 
 
 def test_published_names_and_configuration(tuned, golden):

@@ -70,7 +70,7 @@ def tune(
     """Tune a model on one captioned clip, so that it samples the clip's motion under other prompts.
 
     Trained in fp32 master weights with AdamW (betas 0.9 and 0.999); latents and text are encoded once. Under
-    `accelerate launch` several processes share each step, every one with its own noise.
+    `accelerate launch` or `torchrun` several processes share each step, every one with its own noise.
 
     model: a VideoModel (left as it is), an embedded name, a directory, or a Hub id. A network that was just inflated
         from 2D weights is given norm statistics over all frames, as Tune-A-Video trains it.
