@@ -5,7 +5,9 @@ The package's own operators are kept as calls to themselves, so that their kerne
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -45,10 +47,35 @@ class Writer:
     def write(self, name: str, graph: Traceable, ranges: Ranges, folder: Path) -> str:
         program = graph.program(ranges)
         file = folder / f"{name}.pt2"
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _undecided_sizes_stay_open():
             warnings.simplefilter("ignore")  # PyTorch's remarks about its own workings
             torch._inductor.aoti_compile_and_package(program, package_path=str(file))
         return file.name
+
+
+@contextlib.contextmanager
+def _undecided_sizes_stay_open() -> Iterator[None]:
+    """What PyTorch cannot prove of free sizes is unknown, inside the block, instead of an error.
+
+    Of networks with three levels, torch 2.13 wants to know whether (a·b + a + b + 1) / (a + 1) is whole, a and b being
+    halved heights and widths, and fails with ValueRangeError while it bounds the power -1.
+    """
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+    from torch.utils._sympy.value_ranges import ValueRangeError
+
+    decide = ShapeEnv._maybe_evaluate_static
+
+    def decide_or_leave_open(self, *args, **keywords):
+        try:
+            return decide(self, *args, **keywords)
+        except ValueRangeError:
+            return None
+
+    ShapeEnv._maybe_evaluate_static = decide_or_leave_open
+    try:
+        yield
+    finally:
+        ShapeEnv._maybe_evaluate_static = decide
 
 
 def _check_compiler() -> None:
