@@ -156,6 +156,7 @@ class Job:
         memory = f"about {budget.in_words(total)} of memory"
         if self._on_gpu:
             on_host = budget.used_bytes(torch.device("cpu")) + needs.latents + needs.pictures
+            on_host += needs.deep(self.windows, branches) if self._deep_on_host else 0
             memory += f" on the GPU and {budget.in_words(on_host)} on the host"
         pieces = ""
         if self.super_window:
