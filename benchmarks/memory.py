@@ -34,6 +34,7 @@ LENGTHS = {
     f"{frames} frames": {"frames": frames, "height": 64, "width": 64, "guidance": 1.0, "steps": 3}
     for frames in (64, 256, 1024, 4096)
 }
+THREADS = 2
 UNITS = {"MiB": 2**20, "GiB": 2**30}
 
 
@@ -44,7 +45,7 @@ def run_case(options: dict) -> dict[str, float]:
 
     import vidsmooth_fast as vsf
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
     name = options.pop("model", "sprite-world")
     model = load_size("37m")[0] if name == "37m" else vsf.load(name)
     printed = io.StringIO()
@@ -77,7 +78,7 @@ def main() -> None:
                 print(f"{label:50} estimate {record['estimate_mib']:6.0f} MiB, peak {record['peak_mib']:6.0f} MiB, "
                       f"ratio {record['estimate_mib'] / record['peak_mib']:.2f}, "
                       f"{1e3 * record['seconds_per_frame']:.1f} ms a frame", flush=True)  # fmt: skip
-                file.write(json.dumps({**record, **environment()}) + "\n")
+                file.write(json.dumps({**record, **environment(), "threads": THREADS}) + "\n")
                 file.flush()
 
 

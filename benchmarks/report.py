@@ -262,23 +262,24 @@ def memory_section() -> list[str]:
         text += [*table(["case, 2 steps", "printed before it starts", "peak", "ratio"], rows), ""]
     lengths = [r for r in records if r["kind"] == "lengths"]
     if lengths:
-        first = lengths[0]
+        first, timed = lengths[0], all(r.get("seconds_per_frame") for r in lengths)
+        header = ["frames", "peak", f"per frame beyond {first['frames']}", "memory estimated ÷ peak"]
+        if timed:
+            header += ["time per frame", "time estimated ÷ taken"]
         rows = []
         for r in lengths:
             more = r["frames"] - first["frames"]
             grown = f"{1024 * (r['peak_mib'] - first['peak_mib']) / more:.0f} KiB" if more else ""
-            seconds, said = r.get("seconds_per_frame"), r.get("estimated_seconds_per_frame")
-            times = [f"{1e3 * seconds:.1f} ms", f"{said / seconds:.2f}"] if seconds else ["", ""]
-            memory = f"{r['estimate_mib'] / r['peak_mib']:.2f}"
-            rows.append([str(r["frames"]), f"{r['peak_mib']:.0f} MiB", grown, memory, *times])
-        header = [
-            "frames",
-            "peak",
-            f"per frame beyond {first['frames']}",
-            "memory estimated ÷ peak",
-            "time per frame",
-            "time estimated ÷ taken",
-        ]
+            cells = [
+                str(r["frames"]),
+                f"{r['peak_mib']:.0f} MiB",
+                grown,
+                f"{r['estimate_mib'] / r['peak_mib']:.2f}",
+            ]
+            if timed:
+                seconds = r["seconds_per_frame"]
+                cells += [f"{1e3 * seconds:.1f} ms", f"{r['estimated_seconds_per_frame'] / seconds:.2f}"]
+            rows.append(cells)
         text += [
             "Over the length of the video, sprite-world at 64×64 pixels, 3 steps without guidance, into a file:",
             "",
