@@ -65,11 +65,11 @@ def _undecided_sizes_stay_open() -> Iterator[None]:
 
     decide = ShapeEnv._maybe_evaluate_static
 
-    def decide_or_leave_open(self, *args, **keywords):
+    def decide_or_leave_open(self, expression, *, unbacked_only=False, **keywords):
         try:
-            return decide(self, *args, **keywords)
+            return decide(self, expression, unbacked_only=unbacked_only, **keywords)
         except ValueRangeError:
-            return None
+            return expression if unbacked_only else None
 
     ShapeEnv._maybe_evaluate_static = decide_or_leave_open
     try:
