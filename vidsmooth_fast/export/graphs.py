@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -130,7 +132,7 @@ def unet_graph(unet: VideoUNet, dtype: str, controls: bool = False) -> Traceable
     out = Port(dtype, ("videos", unet.out_channels, "frames", "height", "width"))
     if controls:
         inputs |= _control_ports(unet.config, dtype)
-    return Traceable(_Denoiser(unet), inputs, {"out_sample": out})
+    return Traceable(_Denoiser(unet, inputs), inputs, {"out_sample": out})
 
 
 def _control_ports(config: dict, dtype: str) -> dict[str, Port]:
@@ -143,25 +145,35 @@ def _control_ports(config: dict, dtype: str) -> dict[str, Port]:
             skips.append((channels, level + 1))
 
     def port(channels: int, level: int) -> Port:
-        return Port(dtype, ("videos*frames", channels, f"height/{2**level}", f"width/{2**level}"))
+        height, width = (f"{name}/{2**level}" if level else name for name in ("height", "width"))
+        return Port(dtype, ("videos*frames", channels, height, width))
 
     ports = {f"down_block_additional_residual_{i}": port(*skip) for i, skip in enumerate(skips)}
     return {**ports, "mid_block_additional_residual": port(widths[-1], len(widths) - 1)}
 
 
 class _Denoiser(nn.Module):
-    """VideoUNet; a timestep and a text for each video of the batch."""
+    """VideoUNet; a timestep and a text for each video of the batch, and residuals where `inputs` has them.
 
-    def __init__(self, unet: VideoUNet) -> None:
+    inputs: names of the arguments. How many residuals there are depends on the network, and an exported program names
+    its inputs after the arguments: so forward's signature is made here.
+    """
+
+    def __init__(self, unet: VideoUNet, inputs: Iterable[str]) -> None:
         super().__init__()
         self.unet = unet
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        signature = inspect.Signature([inspect.Parameter(name, kind) for name in inputs])
 
-    def forward(
-        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **residuals: Tensor
-    ) -> Tensor:
-        middle = residuals.pop("mid_block_additional_residual", None)
-        down = tuple(residuals.values()) or None
-        return self.unet(sample, timestep, encoder_hidden_states, down_residuals=down, mid_residual=middle)
+        def forward(*args: Tensor, **keywords: Tensor) -> Tensor:
+            sample, timestep, text, *residuals = signature.bind(*args, **keywords).args
+            if not residuals:
+                return unet(sample, timestep, text)
+            *down, middle = residuals
+            return unet(sample, timestep, text, down_residuals=tuple(down), mid_residual=middle)
+
+        forward.__signature__ = signature
+        self.forward = forward
 
 
 class _Encoder(nn.Module):

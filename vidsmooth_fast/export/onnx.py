@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ EXTERNAL_ABOVE = 2**31 - 2**24
 """Bytes of weights from which they get a file of their own: one protocol buffer holds less than 2 GiB."""
 
 _FLOAT = 1  # TensorProto.FLOAT
+_SYMBOL = re.compile(r"\bs\d+\b")  # PyTorch's names of sizes
 _SDPA = torch.ops.aten.scaled_dot_product_attention.default
 
 
@@ -55,11 +57,10 @@ class Writer:
     def write(self, name: str, graph: Traceable, ranges: Ranges, folder: Path) -> str:
         import onnx
 
-        program = graph.program(ranges).run_decompositions(_references())
         half = any(port.dtype == "float16" for port in graph.outputs.values())
-        with _quiet():
+        with _quiet(), _operators_as_references():
             exported = torch.onnx.export(
-                program,
+                graph.program(ranges),
                 opset_version=self.opset,
                 output_names=list(graph.outputs),
                 custom_translation_table={_SDPA: _half_attention(self.opset)} if half else None,
@@ -73,18 +74,25 @@ class Writer:
         return file.name
 
 
-def _references() -> dict:
-    """What takes the place of each of the package's operators in a program."""
+@contextlib.contextmanager
+def _operators_as_references() -> Iterator[None]:
+    """In the block, what PyTorch decomposes programs by knows the package's operators too, as their references."""
 
     def plain(reference):
         return lambda *args, backend=None, **settings: reference(*args, **settings)
 
     operators = torch.ops.vidsmooth
-    return {
+    known = {
         operators.group_norm_silu.default: plain(_group_norm_silu),
         operators.sparse_causal_attention.default: plain(sparse_causal_attention),
         operators.temporal_attention.default: plain(temporal_attention),
     }
+    torch._decomp.decomposition_table.update(known)
+    try:
+        yield
+    finally:
+        for operator in known:
+            del torch._decomp.decomposition_table[operator]
 
 
 def _group_norm_silu(x, weight, bias, *, groups, frames=1, eps=1e-5, silu=True):
@@ -141,9 +149,24 @@ def _quiet() -> Iterator[None]:
 
 def _tidy(model, graph: Traceable) -> None:
     """Sizes by the names that bundle.json uses, and no traces of the machine that exported."""
-    for value in (*model.graph.inputs, *model.graph.outputs):
-        ports = graph.inputs if value.name in graph.inputs else graph.outputs
-        value.shape = type(value.shape)(ports[value.name].shape)
+    names = {}
+    for value in model.graph.inputs:
+        for axis, size in zip(graph.inputs[value.name].shape, value.shape, strict=True):
+            name, symbol = re.fullmatch(r"(?:\d+\*)?([a-z]+)", str(axis)), _SYMBOL.search(str(size))
+            if name and symbol:
+                names[symbol[0]] = name[1]
+
+    def named(size):
+        if isinstance(size, int) or size.value is None:
+            return size
+        return _SYMBOL.sub(lambda symbol: names.get(symbol[0], symbol[0]), size.value)
+
+    for value in (*model.graph.inputs, *(out for node in model.graph.all_nodes() for out in node.outputs)):
+        if value.shape is not None:
+            value.shape = type(value.shape)([named(size) for size in value.shape])
+    for values, ports in ((model.graph.inputs, graph.inputs), (model.graph.outputs, graph.outputs)):
+        for value in values:
+            value.shape = type(value.shape)(ports[value.name].shape)
     domains = {node.domain for node in model.graph.all_nodes()} - {""}
     if domains or model.functions:
         raise RuntimeError(f"the graph has nodes that are not standard ONNX: {sorted(domains)}")
