@@ -6,6 +6,7 @@ The package's own operators are kept as calls to themselves, so that their kerne
 from __future__ import annotations
 
 import contextlib
+import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -64,6 +65,8 @@ def _undecided_sizes_stay_open() -> Iterator[None]:
     from torch.utils._sympy.value_ranges import ValueRangeError
 
     decide = ShapeEnv._maybe_evaluate_static
+    log = logging.getLogger("torch.utils._sympy.interp")  # tells of each
+    silent = log.disabled
 
     def decide_or_leave_open(self, expression, *, unbacked_only=False, **keywords):
         try:
@@ -71,11 +74,11 @@ def _undecided_sizes_stay_open() -> Iterator[None]:
         except ValueRangeError:
             return expression if unbacked_only else None
 
-    ShapeEnv._maybe_evaluate_static = decide_or_leave_open
+    ShapeEnv._maybe_evaluate_static, log.disabled = decide_or_leave_open, True
     try:
         yield
     finally:
-        ShapeEnv._maybe_evaluate_static = decide
+        ShapeEnv._maybe_evaluate_static, log.disabled = decide, silent
 
 
 def _check_compiler() -> None:
