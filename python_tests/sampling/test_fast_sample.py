@@ -345,6 +345,24 @@ def test_too_little_memory_is_said_before_the_work(model, monkeypatch):
         sample(model)
 
 
+def test_pictures_that_memory_does_not_hold_want_a_file(model, monkeypatch, tmp_path):
+    one = budget.network_bytes(model.unet.config, torch.float32, 1, 4, 8, 8)
+    monkeypatch.setattr(budget, "free_bytes", lambda device: 4 * one)
+    frames = 5 * one // (16 * 16 * 3)
+    with pytest.raises(MemoryError, match="give output="):
+        sample(model, frames=frames)
+
+
+def test_latents_that_memory_does_not_hold_are_mapped(model, monkeypatch, tmp_path, capsys):
+    run = dict(frames=400, steps=1, guidance=1.0, max_batch=2)
+    expected = sample(model, **run).latents
+    video = 4 * expected.numel()
+    monkeypatch.setattr(budget, "free_bytes", lambda device: 15 * video)
+    mapped = sample(model, **run, progress=True, output=tmp_path / "video.mp4")
+    assert torch.equal(mapped.latents, expected)
+    assert "latents in memory-mapped files" in capsys.readouterr().err
+
+
 def test_small_memory_makes_small_batches(model, monkeypatch):
     calls = []
     forward = type(model.unet).forward

@@ -65,6 +65,7 @@ class Job:
         self._needs = Needs(model, options, self.latent_shape, history=history, keeps_frames=keeps_frames)
         self._on_gpu = model.device.type == "cuda"
         self._free = budget.free_bytes(model.device)
+        self._check_host()
         self.super_window: int | None = None
         self.attention_windows: AttentionWindows | None = None
         self.windows = self._plan(options.frames, options.window, options.stride)
@@ -75,6 +76,14 @@ class Job:
         self._batches = {count: self._fit_batch(count) for count in branches}
         affordable = int(self._free * budget.SHARE // self._needs.autoencoder(1))
         self.chunk = min(max(affordable, 1), CHUNK)
+
+    def _check_host(self) -> None:
+        needed, free = self._needs.latents + self._needs.pictures, budget.free_bytes(torch.device("cpu"))
+        if self._needs.pictures and needed > free:
+            raise MemoryError(
+                f"about {budget.in_words(needed)} of memory needed to keep {self.options.frames} frames, "
+                f"{budget.in_words(free)} free: give output=, so that they are written to a file"
+            )
 
     def _plan(self, frames: int, window: int, stride: int) -> Windows:
         options, length = self.options, window_length(frames, window)
@@ -158,9 +167,9 @@ class Job:
             on_host = budget.used_bytes(torch.device("cpu")) + needs.latents + needs.pictures
             on_host += needs.deep(self.windows, branches) if self._deep_on_host else 0
             memory += f" on the GPU and {budget.in_words(on_host)} on the host"
-        pieces = ""
+        pieces = "latents in memory-mapped files; " if needs.mapped else ""
         if self.super_window:
-            pieces = (
+            pieces += (
                 f"merged in attention by super-windows of {self.super_window} frames, on which the result depends, "
                 f"because memory does not hold all {options.frames} at once; "
             )

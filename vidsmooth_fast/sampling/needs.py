@@ -6,6 +6,7 @@ import math
 
 from vidsmooth_fast.models.latent_model import LatentModel
 from vidsmooth_fast.sampling import budget
+from vidsmooth_fast.sampling.latents import Store
 from vidsmooth_fast.sampling.options import Options
 from vidsmooth_fast.sampling.segments import plan_segments
 from vidsmooth_fast.sampling.windowed import Windows, windows_in_segment
@@ -19,6 +20,7 @@ class Needs:
 
     options: complete. shape: of the latents, (1, C, F, h, w). history: the sampler keeps the last clean estimate.
     keeps_frames: the result is kept as bytes in memory instead of being written to a file.
+    mapped: latents do not fit in memory and are memory-mapped files (`latents.Store`).
     """
 
     def __init__(
@@ -32,15 +34,16 @@ class Needs:
     ):
         self._model, self._options, self._shape = model, options, shape
         self._history, self._keeps_frames = history, keeps_frames
+        self.mapped = Store(shape, model.device).mapped
 
     @property
     def latents(self) -> int:
         """On the host: the initial latents, those before, after and, on a GPU, at a step that is not checked yet;
-        the same of the history; the source's."""
+        the same of the history; the source's. Where these are mapped files, the initial ones alone."""
         on_gpu = self._model.device.type == "cuda"
         moving = 2 + on_gpu
         videos = 1 + moving + moving * self._history + (self._options.init == "inversion")
-        return 4 * videos * math.prod(self._shape)
+        return 4 * (1 if self.mapped else videos) * math.prod(self._shape)
 
     @property
     def pictures(self) -> int:
