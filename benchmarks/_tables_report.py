@@ -49,7 +49,9 @@ def with_interval(numbers: list[float], clips: list[int]) -> str:
 
 
 def section_table(title: str, rows: dict[str, Method], done: dict) -> list[str]:
-    """Every method of a section that has lines, under its baseline."""
+    """Every method of a section that has lines, under its baseline; nothing where only the baseline has any."""
+    if not any(method in rows for _, method in done):
+        return []
     names = list(dict.fromkeys([*(m.baseline for m in rows.values() if m.baseline), *rows]))
     table = []
     for name in names:
@@ -61,8 +63,6 @@ def section_table(title: str, rows: dict[str, Method], done: dict) -> list[str]:
             found = values(name, column, done)
             cells.append(with_interval(list(found.values()), [clip for clip, _ in found]) if found else "")
         table.append([METHODS[name].title, str(len(clips)), *cells])
-    if not table:
-        return []
     head = ["", "clips", *map(name_of, COLUMNS)]
     lines_ = [f"## {title}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     return [*lines_, *(f"| {' | '.join(row)} |" for row in table), ""]
