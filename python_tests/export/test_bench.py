@@ -46,6 +46,13 @@ def test_models_are_timed_in_rounds_and_then_sample(folder, monkeypatch):
     assert len(said) == 5
 
 
+def test_a_bundle_beside_its_model(onnx_bundle, tiny):
+    bundle, model = bench([onnx_bundle, tiny], **QUICK)
+    assert (bundle.format, model.format) == ("onnx", "torch")
+    assert (bundle.dtype, bundle.device) == (model.dtype, model.device) == ("float32", "cpu")
+    assert bundle.video > bundle.step > 0 and bundle.load > 0
+
+
 def test_table():
     first = Timing("a", "torch", "float32", "cpu", 0.5, 0.1, 0.123456, 1.0, 20.0)
     second = Timing("longer name", "aoti", "float32", "cpu", 0.25, 0.1, 0.05, 123.4, 10.0)
