@@ -1,6 +1,6 @@
 """The pictures of docs/sprite-world.md, from a model and the printed logs of its training.
 
-    python docs/images/sprite_world.py [--model sprite-world] [--logs vae.log unet.log temporal.log decoder.log]
+    python docs/images/sprite_world.py [--model sprite-world] [--logs vae.log unet.log temporal.log ...]
 
 Writes docs/images/sprite-world-{samples,clips}.png: one frame of a short video for each of the gallery's prompts, and
 every third frame of three of them; with --logs also sprite-world-curves.png, a panel per file.

@@ -2,7 +2,7 @@
 
     python -m vidsmooth_fast.spriteworld.train vae      --out DIR --minutes 25
     python -m vidsmooth_fast.spriteworld.train unet     --out DIR --minutes 50
-    python -m vidsmooth_fast.spriteworld.train temporal --out DIR --minutes 70
+    python -m vidsmooth_fast.spriteworld.train temporal --out DIR --minutes 110
     python -m vidsmooth_fast.spriteworld.train decoder  --out DIR --minutes 15
     python -m vidsmooth_fast.spriteworld.train sharpen  --out DIR --minutes 15
     python -m vidsmooth_fast.spriteworld.train package  --out DIR --to vidsmooth_fast/models/embedded/sprite-world
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .runner import in_parallel
 
-STEPS = {"vae": 2000, "unet": 2450, "temporal": 1600, "decoder": 4200, "sharpen": 1600}
+STEPS = {"vae": 2000, "unet": 2450, "temporal": 3350, "decoder": 4200, "sharpen": 1600}
 
 
 def main(arguments: list[str] | None = None) -> None:
