@@ -20,10 +20,10 @@ import argparse
 import copy
 import json
 import multiprocessing
-import resource
+import re
 import statistics
-import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -131,14 +131,19 @@ def _peak(program: str, frames: int, loss: str, threads: int, pipe) -> None:
     before = _resident()
     for number in range(2):
         tuning.step(number)
-    unit = 1 if sys.platform == "darwin" else 1024
-    pipe.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, before))
+    pipe.send((_most_resident(), before))
 
 
 def _resident() -> int:
     import psutil
 
     return psutil.Process().memory_info().rss
+
+
+def _most_resident() -> int:
+    """Peak bytes of this program (Linux). getrusage would count the parent, from which the process was forked."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1)) * 1024
 
 
 def peak_memory(program: str, frames: int, loss: str) -> tuple[int, int]:
