@@ -6,6 +6,7 @@ The package's own operators are kept as calls to themselves, so that their kerne
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import warnings
 from collections.abc import Iterator
@@ -68,6 +69,7 @@ def _undecided_sizes_stay_open() -> Iterator[None]:
     log = logging.getLogger("torch.utils._sympy.interp")  # tells of each
     silent = log.disabled
 
+    @functools.wraps(decide)  # PyTorch clears its cache through an attribute
     def decide_or_leave_open(self, expression, *, unbacked_only=False, **keywords):
         try:
             return decide(self, expression, unbacked_only=unbacked_only, **keywords)
