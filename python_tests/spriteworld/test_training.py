@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from vidsmooth_fast.spriteworld.captions import random_caption
-from vidsmooth_fast.spriteworld.diffusion import TextToVideo, alphas
+from vidsmooth_fast.spriteworld.dataset import _drawing, _mask, object_masks
+from vidsmooth_fast.spriteworld.diffusion import TextToVideo, alphas, train_clips
 from vidsmooth_fast.spriteworld.images import crops, dead_leaves
 from vidsmooth_fast.spriteworld.package import LIMIT, weight_bytes
 from vidsmooth_fast.spriteworld.render import random_scene
@@ -155,6 +157,34 @@ def test_synthetic_pictures_are_seeded_and_crops_have_their_size():
 def test_missing_stage_is_named(tmp_path):
     with pytest.raises(ValueError, match="expected a trained autoencoder"):
         main(["unet", "--out", str(tmp_path), *TINY])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["unet", "--device", "cuda"], "no CUDA device"),
+        (["vae", "--scenes", "3"], "stages unet and temporal"),
+    ],
+)
+def test_what_cannot_be_trained_so_is_said_in_a_line(tmp_path, monkeypatch, arguments, line):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match=line):
+        main([*arguments, "--out", str(tmp_path), *TINY])
+
+
+def test_a_clip_longer_than_the_batch_is_refused(trained):
+    with pytest.raises(ValueError, match="multiple of the 16 frames"):
+        train_clips(trained, steps=1, minutes=0, batch=24)
+
+
+def test_all_cores_draw_what_one_draws():
+    """As for a GPU, which leaves the cores free."""
+    mask = partial(_mask, 3, 2, 16)
+    with _drawing(torch.device("cuda")) as over:
+        drawn = np.stack(list(over(mask, range(5))))
+    assert drawn.any() and np.array_equal(
+        drawn, object_masks(5, 2, seed=3, size=16, device=torch.device("cpu"))
+    )
 
 
 def test_networks_size():

@@ -25,14 +25,22 @@ def build(channels: tuple[int, ...] = CHANNELS) -> AutoencoderKL:
     ).to(memory_format=torch.channels_last)  # fmt: skip
 
 
-def to_tensor(frames: np.ndarray) -> Tensor:
+def to_tensor(frames: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
     """(N, H, W, 3) uint8 -> (N, 3, H, W) fp32 in -1..1, channels_last."""
-    return torch.from_numpy(frames).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    return torch.from_numpy(frames).to(device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
 def to_frames(x: Tensor) -> np.ndarray:
     """The inverse of `to_tensor`, rounded and clipped."""
-    return ((x.float() + 1) * 127.5).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return ((x.float() + 1) * 127.5).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def mixed_crops(
+    pools, batch: int, leaves: int, size: int, rng: np.random.Generator, device: torch.device
+) -> Tensor:
+    """(batch, 3, size, size) in -1..1: crops of the first pool, `leaves` of them of the second."""
+    world, other = crops(pools[0], batch - leaves, size, rng), crops(pools[1], leaves, size, rng)
+    return to_tensor(np.concatenate([world, other]), device)
 
 
 def edges(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,13 +56,11 @@ def loss_of(
     """
     rng = np.random.default_rng([step, 3])
     leaves = batch // 3
-    x = to_tensor(
-        np.concatenate([crops(pools[0], batch - leaves, size, rng), crops(pools[1], leaves, size, rng)])
-    )
-    with torch.autocast("cpu", torch.bfloat16):
+    x = mixed_crops(pools, batch, leaves, size, rng, vae.device)
+    with torch.autocast(x.device.type, torch.bfloat16):
         posterior = vae.encode(x).latent_dist
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
-        z = mean + (0.5 * logvar).exp() * torch.randn(mean.shape, generator=generator)
+        z = mean + (0.5 * logvar).exp() * torch.randn(mean.shape, generator=generator, device=x.device)
         y = vae.decode(z).sample
     y = y.float()
     sharp = sum((a - b).abs().mean() for a, b in zip(edges(y), edges(x), strict=True))
@@ -68,13 +74,11 @@ def decoder_loss(
     """The same without KL, on fixed latents that carry a little noise, as sampled latents do. Three quarters world."""
     rng = np.random.default_rng([step, 6])
     leaves = batch // 4
-    x = to_tensor(
-        np.concatenate([crops(pools[0], batch - leaves, size, rng), crops(pools[1], leaves, size, rng)])
-    )
-    with torch.autocast("cpu", torch.bfloat16):
+    x = mixed_crops(pools, batch, leaves, size, rng, vae.device)
+    with torch.autocast(x.device.type, torch.bfloat16):
         with torch.no_grad():
             z = vae.encode(x).latent_dist.mean.float()
-        y = vae.decode(z + 0.03 * torch.randn(z.shape, generator=generator)).sample.float()
+        y = vae.decode(z + 0.03 * torch.randn(z.shape, generator=generator, device=x.device)).sample.float()
     sharp = sum((a - b).abs().mean() for a, b in zip(edges(y), edges(x), strict=True))
     return (y - x).abs().mean() + 4 * (y - x).pow(2).mean() + 0.5 * sharp
 
@@ -89,29 +93,29 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 def reconstruct(vae: AutoencoderKL, frames: np.ndarray, chunk: int = 16) -> np.ndarray:
     out = []
     for part in np.array_split(frames, max(1, len(frames) // chunk)):
-        out.append(to_frames(vae.decode(vae.encode(to_tensor(part)).latent_dist.mean).sample))
+        out.append(to_frames(vae.decode(vae.encode(to_tensor(part, vae.device)).latent_dist.mean).sample))
     return np.concatenate(out)
 
 
 @torch.inference_mode()
 def latents(vae: AutoencoderKL, frames: np.ndarray, chunk: int = 32) -> Tensor:
-    """(N, 4, h, w) fp32 posterior means, unscaled, computed in bf16."""
+    """(N, 4, h, w) fp32 posterior means, unscaled, computed in bf16, where the autoencoder is."""
     out = []
     for i in range(0, len(frames), chunk):
-        with torch.autocast("cpu", torch.bfloat16):
-            out.append(vae.encode(to_tensor(frames[i : i + chunk])).latent_dist.mean.float())
+        with torch.autocast(vae.device.type, torch.bfloat16):
+            out.append(vae.encode(to_tensor(frames[i : i + chunk], vae.device)).latent_dist.mean.float())
     return torch.cat(out)
 
 
 def train_autoencoder(
-    out: Path, *, steps: int, minutes: float, seed: int = 0, batch: int = 8, size: int = 64, pool: int = 2400,
-    tiny: bool = False, log=print,
+    out: Path, *, steps: int, minutes: float, device: torch.device | str = "cpu", seed: int = 0, batch: int = 8,
+    size: int = 64, pool: int = 2400, tiny: bool = False, log=print,
 ) -> None:  # fmt: skip
     """Train or continue in `out`, `batch` pictures a step and process; at the end of every run write `out/vae`."""
     torch.manual_seed(seed)
     if tiny:
         batch, size, pool = 3, 16, 4
-    vae = build((8, 8, 8) if tiny else CHANNELS)
+    vae = build((8, 8, 8) if tiny else CHANNELS).to(device)
     pools = world_frames(pool, seed), synthetic(max(pool // 8, 2), seed)
     schedule = Schedule(steps, lr=2e-3, warmup=min(100, steps), ema=0.997)
     checkpoint = out / "vae.pt"
@@ -143,13 +147,13 @@ def load_vae(out: Path) -> AutoencoderKL:
 
 
 def train_decoder(
-    out: Path, *, steps: int, minutes: float, seed: int = 0, batch: int = 8, size: int = 64, pool: int = 2400,
-    tiny: bool = False, log=print,
+    out: Path, *, steps: int, minutes: float, device: torch.device | str = "cpu", seed: int = 0, batch: int = 8,
+    size: int = 64, pool: int = 2400, tiny: bool = False, log=print,
 ) -> None:  # fmt: skip
     """Go on with the decoder alone: latents, and so every network trained on them, stay what they are."""
     if tiny:
         batch, size, pool = 4, 16, 4
-    vae = load_vae(out)
+    vae = load_vae(out).to(device)
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
     pools = world_frames(pool, seed + 2), synthetic(max(pool // 8, 2), seed + 2)
@@ -158,9 +162,8 @@ def train_decoder(
                  minutes=minutes, log=log)  # fmt: skip
     if rank_and_workers()[0] == 0:
         held_out = world_frames(64, seed + 1, held_out=True)
-        log(
-            f"decoder at step {done}: held-out world {psnr(held_out, reconstruct(load_vae(out), held_out)):.2f} dB"
-        )
+        restored = reconstruct(load_vae(out).to(device), held_out)
+        log(f"decoder at step {done}: held-out world {psnr(held_out, restored):.2f} dB")
 
 
 def _finish(vae: AutoencoderKL, out: Path, pool: np.ndarray, done: int, seed: int, log) -> None:

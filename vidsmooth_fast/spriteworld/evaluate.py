@@ -51,11 +51,12 @@ def judge_autoencoder(model, videos: Path | None, seed: int) -> dict[str, float]
 
 def evaluate(
     name: str, *, parts: tuple[str, ...] = PARTS, videos: Path | None = None, pictures: int = 200, clips: int = 10,
-    frames: int = 64, edits: int = 20, steps: int = 25, guidance: float = 4.0, seed: int = 0, log=print,
+    frames: int = 64, edits: int = 20, steps: int = 25, guidance: float = 4.0, seed: int = 0, device: str = "cpu",
+    log=print,
 ) -> dict[str, float]:  # fmt: skip
-    """Every asked-for part's figures by name."""
+    """Every asked-for part's figures by name. device: of the model; the judges look at frames on the CPU."""
     report: dict[str, float] = {"model": name}
-    plain = load(name, device="cpu", dtype="float32")
+    plain = load(name, device=device, dtype="float32")
     if "autoencoder" in parts:
         report |= judge_autoencoder(plain, videos, seed)
     if {"pictures", "clips", "edits"} & set(parts):
@@ -68,7 +69,7 @@ def evaluate(
     sampling = {"steps": steps, "guidance": guidance, "seed": seed}
     if "pictures" in parts:
         report |= judge_pictures(plain, classifier, segmenter, prompts=pictures, **sampling)
-    fast = load(name, device="cpu")  # as users get it
+    fast = load(name, device=device)  # as users get it
     if "clips" in parts:
         report |= judge_clips(fast, segmenter, clips=clips, frames=frames, log=log, **sampling)
     if "inversion" in parts:
@@ -103,6 +104,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--steps", type=int, default=25, help="of sampling; inversion and back takes twice as many"
     )
     parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the model")
     options = vars(parser.parse_args(arguments))
     print(json.dumps(evaluate(options.pop("model"), **options)))
 

@@ -98,14 +98,16 @@ def train(
 ) -> int:
     """Minimise loss_of(step, generator) until `schedule.steps`, or for `minutes`. Returns the steps done in all.
 
-    The model ends with its raw weights; `load_average` puts the moving average in. groups: optimiser parameter groups,
-    each with its own `scale` of the learning rate. save_every: seconds between checkpoints.
+    The generator is on the model's device. The model ends with its raw weights; `load_average` puts the moving average
+    in. groups: optimiser parameter groups, each with its own `scale` of the learning rate. save_every: seconds between
+    checkpoints.
     """
     groups = groups or [{"params": [p for p in model.parameters() if p.requires_grad], "scale": 1.0}]
     optimiser = torch.optim.AdamW(groups, lr=schedule.lr, betas=(0.9, 0.99), weight_decay=1e-3)
     mean, step, spent = average(model), 0, 0.0
+    device = next(model.parameters()).device
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+        state = torch.load(checkpoint, weights_only=True, map_location=device)
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         mean, step, spent = state["mean"], state["step"], state["seconds"]
@@ -132,7 +134,7 @@ def train(
         return bool(answer)
 
     while step < schedule.steps and in_time():
-        generator = torch.Generator().manual_seed((seed * 1_000_003 + step) * workers + rank)
+        generator = torch.Generator(device).manual_seed((seed * 1_000_003 + step) * workers + rank)
         for g in optimiser.param_groups:
             g["lr"] = schedule.lr * g["scale"] * schedule.factor(step)
         loss = loss_of(step * workers + rank, generator)
@@ -173,6 +175,6 @@ def load_average(model: nn.Module, checkpoint: Path, part: str = "") -> int:
     """Put the moving average of a checkpoint, or its part of that prefix, into the model. Returns its step."""
     if not checkpoint.exists():
         raise ValueError(f"out: expected a checkpoint {checkpoint.name} from an earlier stage, found none")
-    state = torch.load(checkpoint, weights_only=True)
+    state = torch.load(checkpoint, weights_only=True, map_location="cpu")
     model.load_state_dict({k.removeprefix(part): v for k, v in state["mean"].items() if k.startswith(part)})
     return state["step"]

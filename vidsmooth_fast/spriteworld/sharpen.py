@@ -68,12 +68,13 @@ def near_samples(
     scenes = [random_scene(rng) for _ in range(count)]
     moments = rng.uniform(0, 400, count)
     frames = np.stack([render_frame(s, t, size).picture() for s, t in zip(scenes, moments, strict=True)])
-    generator, (a, s) = torch.Generator().manual_seed(seed), alphas()
-    times, near = torch.linspace(START, 0, STEPS + 1).round().long(), []
+    device = vae.device
+    generator, (a, s) = torch.Generator(device).manual_seed(seed), alphas(device)
+    times, near = torch.linspace(START, 0, STEPS + 1, device=device).round().long(), []
     for i in range(0, count, batch):
         z = latents(vae, frames[i : i + batch]) * vae.config.scaling_factor
         texts = [caption(scene) for scene in scenes[i : i + batch]]
-        x = a[START] * z + s[START] * torch.randn(z.shape, generator=generator)
+        x = a[START] * z + s[START] * torch.randn(z.shape, generator=generator, device=device)
         for now, after in zip(times[:-1], times[1:], strict=True):
             v = model(x[:, None], now.repeat(len(x)), texts, pictures=True)[:, 0]
             clean, noise = a[now] * x - s[now] * v, s[now] * x + a[now] * v
@@ -92,7 +93,7 @@ def near_crops(near, count: int, size: int, rng: np.random.Generator) -> tuple[T
         parts.append(z[i, :, y : y + wide, x : x + wide])
         top, left = (DOWN * (at + CONTEXT) for at in (y, x))
         pictures.append(frames[i, top : top + DOWN * side, left : left + DOWN * side])
-    return to_tensor(np.stack(pictures)), torch.stack(parts).float()
+    return to_tensor(np.stack(pictures), z.device), torch.stack(parts).float()
 
 
 def loss_of(
@@ -104,9 +105,9 @@ def loss_of(
     """
     rng = np.random.default_rng([step, 12])
     x, z = near_crops(near, batch, size, rng)
-    z = z + 0.03 * torch.randn(z.shape, generator=generator)
+    z = z + 0.03 * torch.randn(z.shape, generator=generator, device=z.device)
     edge = DOWN * CONTEXT
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(z.device.type, torch.bfloat16):
         y = both.vae.decode(z).sample.float()[..., edge:-edge, edge:-edge]
         both.critic.requires_grad_(False)
         fooled = -both.critic(y).float().mean()
@@ -120,17 +121,17 @@ def loss_of(
 
 
 def train_sharp(
-    out: Path, *, steps: int, minutes: float, seed: int = 0, batch: int = 6, size: int = 64, pool: int = 1200,
-    tiny: bool = False, log=print,
+    out: Path, *, steps: int, minutes: float, device: torch.device | str = "cpu", seed: int = 0, batch: int = 6,
+    size: int = 64, pool: int = 1200, tiny: bool = False, log=print,
 ) -> None:  # fmt: skip
     """Go on with the decoder of `out`, for the diffusion model of `out`; latents stay what they are."""
     if tiny:
         batch, size, pool = 4, 16, 4
-    both = Sharpening(load_vae(out), 4 if tiny else 32)
+    both = Sharpening(load_vae(out).to(device), 4 if tiny else 32).to(device)
     pools = world_frames(pool, seed + 3), synthetic(max(pool // 8, 2), seed + 3)
     rank, _ = rank_and_workers()
     near = near_samples(
-        trained(out, tiny=tiny), both.vae, pool, seed=seed + 4 + rank, size=32 if tiny else 128
+        trained(out, tiny=tiny).to(device), both.vae, pool, seed=seed + 4 + rank, size=32 if tiny else 128
     )
     schedule = Schedule(steps, lr=5e-4, warmup=min(50, steps), ema=0.997)
     decoder = [p for p in both.vae.parameters() if p.requires_grad]

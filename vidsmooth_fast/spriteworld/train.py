@@ -7,13 +7,18 @@
     python -m vidsmooth_fast.spriteworld.train sharpen  --out DIR --minutes 15
     python -m vidsmooth_fast.spriteworld.train package  --out DIR --to vidsmooth_fast/models/embedded/sprite-world
 
---steps fixes the learning-rate schedule; --minutes only says when this run stops. Running a stage again continues it.
+--steps fixes the learning-rate schedule; --minutes only says when this run stops. Running a stage again continues it,
+on the same device or another. A GPU (--device cuda) is one process; what suits it is many more pictures a step (--batch
+256) of more scenes (--scenes 8000), which all cores draw.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
+
+import torch
 
 from .runner import in_parallel
 
@@ -28,24 +33,42 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints and finished parts")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop this run after so long")
     parser.add_argument("--steps", type=int, default=None, help="length of the learning-rate schedule")
-    parser.add_argument("--workers", type=int, default=2, help="processes that share the gradient")
-    parser.add_argument("--threads", type=int, default=1, help="threads of each process")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--batch", type=int, default=None, help="pictures a step and process; by default the stage's"
+    )
+    parser.add_argument(
+        "--scenes", type=int, default=None, help="unet, temporal: scenes to draw and learn from"
+    )
+    parser.add_argument("--workers", type=int, default=2, help="processes that share the gradient, on CPUs")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each process, on CPUs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tiny", action="store_true", help="a toy size, to try the machinery")
     parser.add_argument("--to", type=Path, default=None, help="package: where to write the model")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
+    device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("--device: torch finds no CUDA device")
     steps = options.steps if options.steps is not None else STEPS.get(options.stage, 0)
     common = {
         "out": options.out,
+        "device": device,
         "steps": steps,
         "minutes": options.minutes,
         "seed": options.seed,
         "log": _log,
         "tiny": options.tiny,
     }
+    if options.batch is not None:
+        common["batch"] = options.batch
+    if options.scenes is not None:
+        if options.stage not in ("unet", "temporal"):
+            raise SystemExit(f"--scenes: of the stages unet and temporal, got {options.stage}")
+        common["scenes"] = options.scenes
     if options.stage != "package":
-        in_parallel(options.workers, options.threads, _stage, options.stage, common)
+        workers, threads = (options.workers, options.threads) if device.type == "cpu" else (1, os.cpu_count())
+        in_parallel(workers, threads, _stage, options.stage, common)
     else:
         from .package import package
 
