@@ -115,9 +115,15 @@ def _sparse_causal_flop(query: torch.Size, _key, _value, kv_frames: torch.Size, 
     return 4 * math.prod(query) * kv_frames[-1] * query[1]
 
 
+def _linear_flop(x: torch.Size, weight: torch.Size, *_: object, **__: object) -> int:
+    return 2 * math.prod(x) * weight[0]
+
+
 def flop_counter() -> FlopCounterMode:
-    """A counter of matrix products, with the attentions that PyTorch's own does not know."""
+    """A counter of matrix products, with the attentions and layers that PyTorch's own does not know."""
     known = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flop}
+    if torch.backends.mkldnn.is_available():
+        known[torch.ops.mkldnn._linear_pointwise] = _linear_flop
     for name, formula in (("temporal", _temporal_flop), ("sparse_causal", _sparse_causal_flop)):
         known[getattr(torch.ops.vidsmooth, f"{name}_attention")] = formula
     return FlopCounterMode(display=False, custom_mapping=known)

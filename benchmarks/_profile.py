@@ -25,6 +25,8 @@ from vidsmooth_fast.sampling.windowed import WindowedPredictor, Windows
 FRAMES, GUIDANCE = 16, 7.5
 TRACES = Path("out/profile")
 
+OPERATORS = ("aten::", "mkldnn::", "vidsmooth::")
+
 # The first pattern that an operator's name contains decides.
 KINDS = {
     "convolution": r"conv|fprop",
@@ -95,10 +97,10 @@ def by_kind(events: list, on_gpu: bool) -> tuple[dict[str, dict[str, float]], fl
                 found[kind]["seconds"] += kernel.duration / 1e6
                 found[kind]["calls"] += 1
                 count += 1
-        elif event.name.startswith(("aten::", "vidsmooth::")):
+        elif event.name.startswith(OPERATORS):
             found[kind_of(event.name)]["seconds"] += event.self_cpu_time_total / 1e6
             parent = event.cpu_parent
-            if parent is None or not parent.name.startswith(("aten::", "vidsmooth::")):
+            if parent is None or not parent.name.startswith(OPERATORS):
                 found[kind_of(event.name)]["calls"] += 1
                 count += 1
         if not on_gpu and event.cpu_parent is None:

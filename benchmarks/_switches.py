@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vidsmooth_fast import ops
-from vidsmooth_fast.models import VideoUNet, blocks, unet
+from vidsmooth_fast.models import VideoUNet, blocks, linear, unet
 from vidsmooth_fast.sampling import job
 from vidsmooth_fast.sampling.denoiser import UNetDenoiser
 
@@ -91,6 +91,7 @@ SWITCHES = {
     "without the sparse-causal attention kernel": _in_pytorch(blocks, "sparse_causal_attention"),
     "without the one-pass step": _in_pytorch(ops, "denoise_step"),
     "without the feed-forward in pieces": lambda _: mock.patch.object(blocks.FeedForward, "CHUNK", 1 << 30),
+    "without oneDNN's linear layers": lambda _: mock.patch.object(linear, "AVAILABLE", False),
     "text projected in every call": _without("text"),
     "time embedded in every call": _without("time"),
     "nothing shared by the guidance branches": _without("branches"),

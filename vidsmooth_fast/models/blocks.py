@@ -21,6 +21,8 @@ from vidsmooth_fast.ops.group_norm_silu import group_norm_silu
 from vidsmooth_fast.ops.sparse_causal_attention import sparse_causal_attention
 from vidsmooth_fast.ops.temporal_attention import temporal_attention
 
+from .linear import linear
+
 
 @dataclass(frozen=True)
 class AttentionWindows:
@@ -148,6 +150,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
+class Linear(nn.Linear):
+    """nn.Linear that takes the fastest way of inference, see `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
 class Attention(nn.Module):
     """Projections of one attention layer; which tokens meet which is the subclass's business.
 
@@ -157,10 +166,10 @@ class Attention(nn.Module):
     def __init__(self, dim: int, heads: int, kv_dim: int | None = None) -> None:
         super().__init__()
         self.heads = heads
-        self.to_q = nn.Linear(dim, dim, bias=False)
-        self.to_k = nn.Linear(kv_dim or dim, dim, bias=False)
-        self.to_v = nn.Linear(kv_dim or dim, dim, bias=False)
-        self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
+        self.to_q = Linear(dim, dim, bias=False)
+        self.to_k = Linear(kv_dim or dim, dim, bias=False)
+        self.to_v = Linear(kv_dim or dim, dim, bias=False)
+        self.to_out = nn.ModuleList([Linear(dim, dim)])
 
 
 class SparseCausalAttention(Attention):
@@ -245,7 +254,7 @@ class GEGLU(nn.Module):
             hidden, gate = self.proj(x).chunk(2, dim=-1)
             return hidden * F.gelu(gate)
         (w_hidden, w_gate), (b_hidden, b_gate) = self.proj.weight.chunk(2), self.proj.bias.chunk(2)
-        hidden, gate = F.linear(x, w_hidden, b_hidden), F.gelu(F.linear(x, w_gate, b_gate))
+        hidden, gate = linear(x, w_hidden, b_hidden), linear(x, w_gate, b_gate, gelu=True)
         return hidden * gate if torch.is_grad_enabled() else gate.mul_(hidden)
 
 
@@ -262,7 +271,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.net = nn.ModuleList([GEGLU(dim, dim * 4), nn.Identity(), nn.Linear(dim * 4, dim)])
+        self.net = nn.ModuleList([GEGLU(dim, dim * 4), nn.Identity(), Linear(dim * 4, dim)])
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() or x.device.type != "cpu" or torch.compiler.is_compiling():
@@ -317,7 +326,7 @@ class Transformer(nn.Module):
     @staticmethod
     def _project(layer: nn.Linear | nn.Conv2d, tokens: Tensor) -> Tensor:
         """A 1x1 convolution is a linear layer on tokens."""
-        return F.linear(tokens, layer.weight.flatten(1), layer.bias)
+        return linear(tokens, layer.weight.flatten(1), layer.bias)
 
     def forward(self, x: Tensor, ctx: Pass) -> Tensor:
         n, c, h, w = x.shape
@@ -340,8 +349,8 @@ class TemporalConv(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.previous = nn.Linear(channels, channels, bias=False)
-        self.next = nn.Linear(channels, channels, bias=False)
+        self.previous = Linear(channels, channels, bias=False)
+        self.next = Linear(channels, channels, bias=False)
         nn.init.zeros_(self.previous.weight)
         nn.init.zeros_(self.next.weight)
 
