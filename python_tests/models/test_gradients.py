@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from python_tests.tiny import tiny_unet_config
 from vidsmooth_fast.models import VideoUNet
+from vidsmooth_fast.models.blocks import Upsample
 
 
 def gradients(unet, names, *, recompute):
@@ -49,3 +51,19 @@ def test_recomputation_keeps_less():
             unet(torch.randn(1, 4, 5, 8, 8), 500, torch.randn(1, 7, 16))
         kept[unet.gradient_checkpointing] = sum(sizes)
     assert kept[True] < kept[False] / 4
+
+
+@pytest.mark.parametrize("size", [(8, 6), (7, 5)], ids=["doubled", "not quite"])
+def test_enlargement(size):
+    """Where gradients are recorded, doubling is a transposed convolution: the same values and gradients."""
+    torch.manual_seed(0)
+    upsample = Upsample(6).double()
+    x = torch.randn(4, 6, 4, 3, dtype=torch.float64, requires_grad=True)
+    weight, bias = upsample.conv.weight, upsample.conv.bias
+    expected = F.conv2d(F.interpolate(x, size=size, mode="nearest"), weight, bias, padding=1)
+    actual = upsample(x, size)
+    torch.testing.assert_close(actual, expected)
+    grad = torch.randn_like(expected)
+    gradients = (torch.autograd.grad(y, (x, weight, bias), grad) for y in (actual, expected))
+    for got, wanted in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, wanted)

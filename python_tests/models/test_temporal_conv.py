@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -85,3 +86,24 @@ def test_the_plain_baseline_computes_the_same():
     published = baselines.PublishedUNet(unet.state_dict(), unet.config)
     x, text = torch.randn(2, 4, 5, 8, 8), torch.randn(2, 5, 16)
     torch.testing.assert_close(unet(x, 9, text), published(x, 9, text), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("loop", [False, True])
+@pytest.mark.parametrize("frames", [2, 5])
+def test_gradient_through_frozen_taps(frames, loop):
+    """That of trained taps, which PyTorch differentiates itself, and of finite differences."""
+    conv, x = layer(6), video(2, frames, 6, 3, 2).requires_grad_()
+    windows = AttentionWindows((0,), torch.ones(frames), loop)
+
+    def through(x):
+        return conv(x, Pass(frames, windows=windows))
+
+    expected = through(x)
+    grad = torch.randn_like(expected)
+    (to_x,) = torch.autograd.grad(expected, x, grad)
+    conv.requires_grad_(False)
+    actual = through(x)
+    torch.testing.assert_close(actual, expected)
+    for g in (grad, grad.contiguous()):  # channels_last, and not
+        torch.testing.assert_close(torch.autograd.grad(actual, x, g, retain_graph=True)[0], to_x)
+    assert torch.autograd.gradcheck(through, x)

@@ -134,6 +134,11 @@ def kv_frames(kind: str, frames: int, loop: bool = False) -> Tensor:
     raise ValueError(f"attn1_frames: expected first-previous, first, self, all or neighbours, got {kind!r}")
 
 
+def trains_on_cpu(x: Tensor) -> bool:
+    """Whether gradients are recorded, on a CPU and eagerly: there some layers are computed in another order."""
+    return torch.is_grad_enabled() and x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def normalise(x: Tensor, norm: nn.GroupNorm, frames: int = 1, silu: bool = True) -> Tensor:
     """GroupNorm of (B*F, C, H, W) with statistics over `frames` consecutive images (1: each alone), then SiLU."""
     return group_norm_silu(
@@ -339,6 +344,30 @@ class Transformer(nn.Module):
         return y.view(y.shape[0], h, w, c).permute(0, 3, 1, 2)  # an exporter cannot divide to find -1
 
 
+class FrozenTaps(torch.autograd.Function):
+    """video_f + P video_{f-1} + N video_{f+1} for weights P, N that are not trained; video (B, F, H*W, C).
+
+    The gradient is the same operation with Nᵀ and Pᵀ. Autograd would copy it for each addition to a part of the frames.
+    """
+
+    @staticmethod
+    def forward(ctx, video: Tensor, previous: Tensor, next: Tensor, loop: bool) -> Tensor:
+        ctx.save_for_backward(previous, next)
+        ctx.loop = loop
+        out = video.clone(memory_format=torch.contiguous_format)
+        taps = [(out[:, 1:], video[:, :-1], previous), (out[:, :-1], video[:, 1:], next)]
+        if loop:
+            taps += [(out[:, :1], video[:, -1:], previous), (out[:, -1:], video[:, :1], next)]
+        for to, of, weight in taps:
+            to.flatten(1, 2).baddbmm_(of.flatten(1, 2), weight.mT.expand(len(of), -1, -1))
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        previous, next = ctx.saved_tensors
+        return FrozenTaps.apply(grad, next.mT, previous.mT, ctx.loop), None, None, None
+
+
 class TemporalConv(nn.Module):
     """Convolution over time: x_f + P x_{f-1} + N x_{f+1}, P and N linear over the channels, zero at first.
 
@@ -363,6 +392,11 @@ class TemporalConv(nn.Module):
             before = torch.cat([first, video], dim=1)[:, : ctx.frames]
             after = torch.cat([video, last], dim=1)[:, 1:]
             out = video + self.previous(before) + self.next(after)
+            return out.view(n, h, w, c).permute(0, 3, 1, 2)
+        previous, following = self.previous.weight, self.next.weight
+        frozen = not previous.requires_grad and not following.requires_grad and previous.dtype == x.dtype
+        if frozen and trains_on_cpu(x):
+            out = FrozenTaps.apply(video, previous, following, loop)
             return out.view(n, h, w, c).permute(0, 3, 1, 2)
         out = video.clone()
         out[:, 1:] += self.previous(video[:, :-1])
@@ -433,13 +467,22 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour enlargement to `size` (H, W), then a 3x3 convolution."""
+    """Nearest-neighbour enlargement to `size` (H, W), then a 3x3 convolution.
+
+    Training on a CPU doubles the size by a transposed convolution of stride 2, whose 4x4 kernel adds up the weights
+    that meet in one input pixel: 16 products for each of these instead of 36, forward and backward, and no enlarged map is
+    kept.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        doubled = size == (2 * x.shape[2], 2 * x.shape[3]) and x.dtype.itemsize > 2  # sums would be rounded
+        if doubled and trains_on_cpu(x):
+            kernel = F.avg_pool2d(self.conv.weight.flip(2, 3), 2, stride=1, padding=1, divisor_override=1)
+            return F.conv_transpose2d(x, kernel.transpose(0, 1), self.conv.bias, stride=2, padding=1)
         return self.conv(F.interpolate(x, size=size, mode="nearest"))
 
 
