@@ -470,8 +470,8 @@ class Upsample(nn.Module):
     """Nearest-neighbour enlargement to `size` (H, W), then a 3x3 convolution.
 
     Training on a CPU doubles the size by a transposed convolution of stride 2, whose 4x4 kernel adds up the weights
-    that meet in one input pixel: 16 products for each of these instead of 36, forward and backward, and no enlarged map is
-    kept.
+    that meet in one input pixel: 16 products for each of these instead of 36, forward and backward, and no enlarged
+    map is kept.
     """
 
     def __init__(self, channels: int) -> None:
