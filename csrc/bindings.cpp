@@ -184,11 +184,13 @@ void temporal_attention(int dtype, std::array<std::int64_t, 5> size, std::array<
     VIDSMOOTH_RUN(temporal_attention, a, where);
 }
 
+using Indices = std::vector<std::int64_t>;
+
 // first, key, bias: as in kernels.h.
-void sparse_causal_attention(int dtype, std::array<std::int64_t, 5> size, std::array<Address, 3> in,
-                             std::array<std::array<std::int64_t, 2>, 3> strides, Address out, float scale,
-                             const std::vector<std::int64_t>& first, const std::vector<std::int64_t>& key,
-                             const std::vector<float>& bias, int threads) {
+SparseCausalAttentionArgs sparse_causal_attention_args(
+    int dtype, const std::array<std::int64_t, 5>& size, const std::array<Address, 3>& in,
+    const std::array<std::array<std::int64_t, 2>, 3>& strides, Address out, float scale, const Indices& first,
+    const Indices& key, const std::vector<float>& bias, int threads) {
     SparseCausalAttentionArgs a;
     a.dtype = static_cast<DType>(dtype);
     a.batch = size[0], a.frames = size[1], a.pixels = size[2], a.heads = size[3], a.width = size[4];
@@ -202,7 +204,34 @@ void sparse_causal_attention(int dtype, std::array<std::int64_t, 5> size, std::a
     a.key = key.data();
     a.bias = bias.data();
     a.threads = threads;
+    return a;
+}
+
+void sparse_causal_attention(int dtype, const std::array<std::int64_t, 5>& size,
+                             const std::array<Address, 3>& in,
+                             const std::array<std::array<std::int64_t, 2>, 3>& strides, Address out,
+                             float scale, const Indices& first, const Indices& key,
+                             const std::vector<float>& bias, int threads) {
+    const auto a =
+        sparse_causal_attention_args(dtype, size, in, strides, out, scale, first, key, bias, threads);
     VIDSMOOTH_CALL(sparse_causal_attention, a);
+}
+
+void sparse_causal_attention_backward(int dtype, const std::array<std::int64_t, 5>& size,
+                                      const std::array<Address, 3>& in,
+                                      const std::array<std::array<std::int64_t, 2>, 3>& strides, Address to_q,
+                                      float scale, const Indices& first, const Indices& key,
+                                      const std::vector<float>& bias, Address grad,
+                                      const std::array<std::int64_t, 2>& grad_strides, Address to_k,
+                                      Address to_v, Address parts, int threads) {
+    SparseCausalAttentionBackwardArgs a;
+    a.of = sparse_causal_attention_args(dtype, size, in, strides, to_q, scale, first, key, bias, threads);
+    a.grad = pointer<const void>(grad);
+    std::copy(grad_strides.begin(), grad_strides.end(), a.grad_stride);
+    a.to_k = pointer(to_k);
+    a.to_v = pointer(to_v);
+    a.parts = pointer<float>(parts);
+    VIDSMOOTH_CALL(sparse_causal_attention_backward, a);
 }
 
 // size: images, frames, pixels, channels, groups.
@@ -261,6 +290,7 @@ PYBIND11_MODULE(_C, m) {
     m.def("denoise_step", &denoise_step, no_gil);
     m.def("temporal_attention", &temporal_attention, no_gil);
     m.def("sparse_causal_attention", &sparse_causal_attention, no_gil);
+    m.def("sparse_causal_attention_backward", &sparse_causal_attention_backward, no_gil);
     m.def("group_norm_silu", &group_norm_silu, no_gil);
     m.def("group_norm_silu_backward", &group_norm_silu_backward, no_gil);
 }

@@ -118,6 +118,14 @@ struct SparseCausalAttentionArgs {
     int threads;
 };
 
+struct SparseCausalAttentionBackwardArgs {
+    SparseCausalAttentionArgs of;  // out: the gradient of q
+    const void* grad;              // like q
+    int64_t grad_stride[2];        // from frame to frame and from pixel to pixel
+    void *to_k, *to_v;             // like k and v, contiguous
+    float* parts;  // (2, batch, first[frames], pixels, heads*width); null: no gradients of k and v
+};
+
 }  // namespace vidsmooth
 
 #ifdef VIDSMOOTH_X86
@@ -145,6 +153,7 @@ VIDSMOOTH_DECLARE(window_merge, WindowMergeArgs)
 VIDSMOOTH_DECLARE(denoise_step, DenoiseStepArgs)
 VIDSMOOTH_DECLARE(temporal_attention, TemporalAttentionArgs)
 VIDSMOOTH_DECLARE(sparse_causal_attention, SparseCausalAttentionArgs)
+VIDSMOOTH_DECLARE(sparse_causal_attention_backward, SparseCausalAttentionBackwardArgs)
 VIDSMOOTH_DECLARE(group_norm_silu, GroupNormSiluArgs)
 VIDSMOOTH_DECLARE(group_norm_silu_backward, GroupNormSiluBackwardArgs)
 }  // namespace vidsmooth

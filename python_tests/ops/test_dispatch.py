@@ -100,7 +100,7 @@ def test_gradients_follow_a_request_into_another_thread(monkeypatch, operator):
     asked = {}
 
     def select(name, *args, backend=None, **keywords):
-        asked[name] = _dispatch._wanted(backend)
+        asked[name] = _dispatch.wanted(backend)
         return "torch"
 
     monkeypatch.setattr(_dispatch, "select", select)

@@ -97,6 +97,92 @@ def test_gradients(each_backend):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_gradients_in_every_dtype(each_backend, poisoned, within_rule, pattern, dtype):
+    check_gradients(within_rule, 2, 5, 33, 3, 40, PATTERNS[pattern](5), dtype)
+
+
+@pytest.mark.parametrize(
+    ("frames", "pixels", "heads", "width"),
+    [
+        (1, 1, 1, 8),
+        (2, 7, 2, 64),
+        (3, 64, 2, 80),
+        (4, 100, 1, 160),
+        (2, 65, 3, 20),
+        (3, 300, 1, 7),
+        (4, 17, 2, 1),
+    ],
+)
+def test_gradients_of_every_size(each_backend, poisoned, within_rule, frames, pixels, heads, width):
+    rows = PATTERNS["first, previous"](frames)
+    check_gradients(within_rule, 3, frames, pixels, heads, width, rows, torch.float32, scale=0.2)
+
+
+def check_gradients(within_rule, batch, frames, pixels, heads, width, rows, dtype, scale=None):
+    torch.manual_seed(0)
+    qkv = inputs(batch, frames, pixels, heads * width, dtype)
+    grad = torch.randn(qkv[0].shape).to(dtype)
+
+    def gradients(function, *tensors):
+        leaves = [t.clone().requires_grad_() for t in tensors[:3]]
+        return torch.autograd.grad(function(*leaves), leaves, tensors[3])
+
+    def ours(q, k, v):
+        return ops.sparse_causal_attention(q, k, v, frames=frames, heads=heads, kv_frames=rows, scale=scale)
+
+    def plain(q, k, v):
+        return frame_by_frame(q, k, v, frames, heads, rows, scale)
+
+    wide = gradients(plain, *(t.double() for t in (*qkv, grad)))
+    for actual, by_torch, exact in zip(
+        gradients(ours, *qkv, grad), gradients(plain, *qkv, grad), wide, strict=True
+    ):
+        within_rule(actual, by_torch, exact)
+
+
+def test_gradients_of_views(each_backend):
+    """Parts of a fused projection, a gradient whose columns lie apart, and queries alone."""
+    torch.manual_seed(0)
+    fused, grad = torch.randn(6, 10, 3 * 32), torch.randn(6, 32, 10).mT
+    settings = {"frames": 3, "heads": 2, "kv_frames": PATTERNS["first, previous"](3)}
+
+    def gradients(tensors, trained, grad):
+        leaves = [t.detach().requires_grad_(n < trained) for n, t in enumerate(tensors)]
+        out = ops.sparse_causal_attention(*leaves, **settings)
+        return torch.autograd.grad(out, leaves[:trained], grad)
+
+    dense = [t.contiguous() for t in fused.chunk(3, -1)]
+    expected = gradients(dense, 3, grad.contiguous())
+    for trained in (1, 3):
+        torch.testing.assert_close(gradients(fused.chunk(3, -1), trained, grad), expected[:trained])
+
+
+@pytest.mark.parametrize("keys", [False, True])
+def test_plain_gradients(keys):
+    """What stands in for the kernel where another backend is asked for, against PyTorch's own."""
+    torch.manual_seed(0)
+    qkv = [torch.randn(6, 5, 8, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    rows, grad = torch.tensor(PATTERNS["mixed"](3)), torch.randn(6, 5, 8, dtype=torch.float64)
+    expected = torch.autograd.grad(frame_by_frame(*qkv, 3, 2, rows.tolist()), qkv, grad)
+    op = torch.ops.vidsmooth.sparse_causal_attention_backward.default
+    actual = op(grad, *(t.detach() for t in qkv), rows, frames=3, heads=2, keys=keys)
+    for got, wanted in zip(actual, expected[: 3 if keys else 1], strict=False):
+        torch.testing.assert_close(got, wanted)
+    assert keys or all(t.numel() == 0 for t in actual[1:])
+
+
+@pytest.mark.parametrize("keys", [False, True])
+def test_opcheck_of_the_backward(keys):
+    kv_frames = torch.tensor(PATTERNS["first, previous"](4))
+    opcheck(
+        torch.ops.vidsmooth.sparse_causal_attention_backward.default,
+        (*inputs(2, 4, 3, 16), torch.randn(8, 3, 16), kv_frames),
+        {"frames": 4, "heads": 2, "keys": keys},
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_opcheck(dtype):
     kv_frames = torch.tensor(PATTERNS["first, previous"](4))
     opcheck(

@@ -143,7 +143,7 @@ def _always(*_args: Any, **_keywords: Any) -> tuple[bool, str]:
     return True, ""
 
 
-def _wanted(request: str | None = None) -> tuple[str, ...]:
+def wanted(request: str | None = None) -> tuple[str, ...]:
     """The backends somebody asked for, best first; empty when nobody did."""
     request = request or _requested.get() or os.environ.get("VIDSMOOTH_BACKEND") or ""
     if request in ("", "auto"):
@@ -188,7 +188,7 @@ def backend(names: str) -> Iterator[None]:
     """
     token = _requested.set(names)
     try:
-        _wanted()
+        wanted()
         yield
     finally:
         _requested.reset(token)
@@ -205,7 +205,7 @@ def kept_request(settings: dict[str, Any]) -> dict[str, str | None]:
 
 def select(operator: str, tensor: Tensor, *args: Any, backend: str | None = None, **keywords: Any) -> str:
     """The name of the backend that a call with these arguments runs on."""
-    explicit = _wanted(backend)
+    explicit = wanted(backend)
     backends = _operators[operator]
     if explicit and operator in _gradients and not set(explicit) & set(backends):
         return "torch"  # a request is for the operator; its gradient need not have the same kernels

@@ -20,14 +20,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _checks
+from ._attention import attention_gradients
 from ._dispatch import (
     DTYPE_CODES,
     Backend,
     cpu_supports,
     extension,
+    kept_request,
     register,
     triton_kernel,
     triton_supports,
+    wanted,
 )
 
 
@@ -37,13 +40,14 @@ def reference(
     """Gather the key frames of every frame, then attend; arguments as in :func:`sparse_causal_attention`."""
     index = kv_frames.to(q.device, non_blocking=q.is_cuda)  # the host need not wait for the GPU
 
-    def chosen(t: Tensor) -> Tensor:  # (B·F, P, h·d) -> (B·F, R·P, h·d)
-        gathered = t.unflatten(0, (-1, frames)).index_select(1, index.flatten())
-        return gathered.unflatten(1, index.shape).flatten(2, 3).flatten(0, 1)
-
     # Four axes: with five, SDPA leaves its fused kernel for the explicit one, 10 times slower on a CPU.
-    q, k, v = _split(q, heads), _split(chosen(k), heads), _split(chosen(v), heads)
+    q, k, v = _split(q, heads), *(_split(_chosen(t, index), heads) for t in (k, v))
     return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(2)
+
+
+def _chosen(t: Tensor, index: Tensor) -> Tensor:  # (B·F, P, h·d), (F, R) -> (B·F, R·P, h·d)
+    gathered = t.unflatten(0, (-1, len(index))).index_select(1, index.flatten())
+    return gathered.unflatten(1, index.shape).flatten(2, 3).flatten(0, 1)
 
 
 def _split(t: Tensor, heads: int) -> Tensor:  # (N, L, h·d) -> (N, h, L, d)
@@ -90,6 +94,37 @@ def _cpu(q, k, v, kv_frames, *, frames, heads, scale=None):
         torch.get_num_threads(),
     )
     return out
+
+
+def _cpu_backward_supports(grad, q=None, k=None, v=None, kv_frames=None, **_settings):
+    return _cpu_supports(grad if q is None else q, k, v)
+
+
+def _cpu_backward(grad, q, k, v, kv_frames, *, frames, heads, scale=None, keys=True):
+    if grad.stride(-1) != 1:
+        grad = grad.contiguous()
+    batch, width = q.shape[0] // frames, q.shape[2] // heads
+    first, key, bias = _sources(kv_frames.tolist())
+    to_q, to_k, to_v = _backward_fake(grad, q, k, v, kv_frames, keys=keys)
+    parts = torch.empty(2, batch, len(key), *q.shape[1:]) if keys else None
+    extension().sparse_causal_attention_backward(
+        DTYPE_CODES[q.dtype],
+        (batch, frames, q.shape[1], heads, width),
+        (q.data_ptr(), k.data_ptr(), v.data_ptr()),
+        [t.stride()[:2] for t in (q, k, v)],
+        to_q.data_ptr(),
+        width**-0.5 if scale is None else scale,
+        first,
+        key,
+        bias,
+        grad.data_ptr(),
+        grad.stride()[:2],
+        to_k.data_ptr(),
+        to_v.data_ptr(),
+        0 if parts is None else parts.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return to_q, to_k, to_v
 
 
 def _triton_supports(q, k=None, v=None, kv_frames=None, *, heads=1, scale=None, **_settings):
@@ -144,6 +179,56 @@ _op = register(
 )
 
 
+def _backward_reference(grad, q, k, v, kv_frames, *, frames, heads, scale=None, keys=True):
+    index = kv_frames.to(q.device)
+    wide = [_split(_checks.wide(t), heads) for t in (q, _chosen(k, index), _chosen(v, index), grad)]
+    gradients = [t.transpose(1, 2).flatten(2).to(q.dtype) for t in attention_gradients(*wide, scale)]
+    if not keys:
+        return gradients[0].contiguous(), q.new_empty(0), q.new_empty(0)
+    summed = []
+    for t in gradients[1:]:  # (B·F, R·P, h·d) -> (B·F, P, h·d)
+        parts = t.unflatten(0, (-1, frames)).unflatten(2, (index.shape[1], -1)).flatten(1, 2)
+        zeros = parts.new_zeros(len(parts), frames, *parts.shape[2:])
+        summed.append(zeros.index_add_(1, index.flatten(), parts).flatten(0, 1))
+    return gradients[0].contiguous(), *summed
+
+
+def _backward_fake(grad, q, k, v, kv_frames, *, keys=True, **_settings):
+    shape = q.shape if keys else (0,)
+    return q.new_empty(q.shape), q.new_empty(shape), q.new_empty(shape)
+
+
+_backward_op = register(
+    "sparse_causal_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor kv_frames, *, int frames, "
+    "int heads, float? scale=None, bool keys=True) -> (Tensor, Tensor, Tensor)",
+    torch_backend=_backward_reference,
+    fake=_backward_fake,
+    gradient=True,
+    cpu=Backend(_cpu_backward_supports, _cpu_backward),
+)
+
+
+def _setup_context(ctx, inputs, keyword_only_inputs, output):
+    ctx.save_for_backward(*inputs)
+    ctx.settings = {**keyword_only_inputs, **kept_request(keyword_only_inputs)}
+
+
+def _backward(ctx, grad):
+    keys = any(ctx.needs_input_grad[1:3])  # not in front of the first trained layer
+    to_q, to_k, to_v = _backward_op(grad, *ctx.saved_tensors, keys=keys, **ctx.settings)
+    return (to_q, to_k, to_v, None) if keys else (to_q, None, None, None)
+
+
+torch.library.register_autograd("vidsmooth::sparse_causal_attention", _backward, setup_context=_setup_context)
+
+
+def _has_gradients(q: Tensor, k: Tensor, v: Tensor, backend: str | None) -> bool:
+    """Whether the operator computes its own gradients: the C++ kernel's, outside of graphs."""
+    if torch.compiler.is_compiling() or not _cpu_supports(q, k, v)[0]:
+        return False
+    return (wanted(backend) or ("cpu",))[0] == "cpu"
+
+
 def sparse_causal_attention(
     q: Tensor,
     k: Tensor,
@@ -167,8 +252,9 @@ def sparse_causal_attention(
         A GPU is sent a table on the CPU at the first call with it: make that call before a CUDA graph is captured.
     backend: names of the backends that may be used, best first, e.g. "triton" or "cuda,torch"; None leaves the choice
         to the dispatch (`ops.backend`, `VIDSMOOTH_BACKEND`).
-    Returns a contiguous (B·F, P, h·d) in the dtype of q. Where gradients are wanted, PyTorch differentiates the
-    gathered form itself: its fused backward needs no second forward.
+    Returns a contiguous (B·F, P, h·d) in the dtype of q. Differentiable in q, k and v: by a C++ kernel where there is
+    one for the call itself; elsewhere PyTorch differentiates the gathered form: its fused backward needs no second
+    forward.
     Raises ValueError for empty, mixed or wrongly shaped input, or a frame index out of range.
     Source: Tune-A-Video's `SparseCausalAttention`; design §3.
     """
@@ -188,6 +274,7 @@ def sparse_causal_attention(
         if low < 0 or high >= frames:
             got = low if low < 0 else high
             raise ValueError(f"kv_frames: expected indices in [0, {frames}), got {got}")
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v)):
+    trained = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v))
+    if trained and not _has_gradients(q, k, v, backend):
         return reference(q, k, v, kv_frames, frames=frames, heads=heads, scale=scale)
     return _op(q, k, v, kv_frames, frames=frames, heads=heads, scale=scale, backend=backend)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
+from ._attention import attention_gradients, probabilities
 from ._cuda import cuda_supports, where
 from ._dispatch import (
     DTYPE_CODES,
@@ -41,10 +42,6 @@ def _join(t: Tensor, dtype: torch.dtype) -> Tensor:  # (B, P, h, F, d) -> (B·F,
     return t.permute(0, 3, 1, 2, 4).to(dtype).flatten(3).flatten(0, 1).contiguous()
 
 
-def _probabilities(q: Tensor, k: Tensor, scale: float | None) -> Tensor:
-    return torch.softmax(q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale), -1)
-
-
 def reference(
     q: Tensor,
     k: Tensor,
@@ -59,11 +56,11 @@ def reference(
     """softmax(q kᵀ · scale) v over the frames, in plain PyTorch; arguments as in :func:`temporal_attention`."""
     wide = [_split(t, frames, heads) for t in (q, k, v)]
     if weights is None:
-        return _join(_probabilities(wide[0], wide[1], scale) @ wide[2], q.dtype)
+        return _join(probabilities(wide[0], wide[1], scale) @ wide[2], q.dtype)
     out = torch.zeros_like(wide[0])
     for index, share in zip(*_shares(starts, weights, frames), strict=True):
         qi, ki, vi = (t[..., index, :] for t in wide)
-        out = out.index_add(-2, index, share[:, None].to(out.dtype) * (_probabilities(qi, ki, scale) @ vi))
+        out = out.index_add(-2, index, share[:, None].to(out.dtype) * (probabilities(qi, ki, scale) @ vi))
     return _join(out, q.dtype)
 
 
@@ -220,23 +217,15 @@ _op = register(
 )
 
 
-def _attention_gradients(q, k, v, grad, scale):
-    """Of softmax(q kᵀ · scale) v, with the probabilities computed again."""
-    p = _probabilities(q, k, scale)
-    dp = grad @ v.mT
-    ds = p * (dp - (dp * p).sum(-1, keepdim=True)) * (q.shape[-1] ** -0.5 if scale is None else scale)
-    return ds @ k, ds.mT @ q, p.mT @ grad
-
-
 def _backward_reference(grad, q, k, v, weights=None, *, frames, heads, scale=None, starts=None):
     wide = [_split(t, frames, heads) for t in (q, k, v, grad)]
     if weights is None:
-        gradients = _attention_gradients(*wide, scale)
+        gradients = attention_gradients(*wide, scale)
     else:
         gradients = [torch.zeros_like(t) for t in wide[:3]]
         for index, share in zip(*_shares(starts, weights, frames), strict=True):
             *qkv, g = (t[..., index, :] for t in wide)
-            parts = _attention_gradients(*qkv, share[:, None].to(g.dtype) * g, scale)
+            parts = attention_gradients(*qkv, share[:, None].to(g.dtype) * g, scale)
             gradients = [total.index_add(-2, index, t) for total, t in zip(gradients, parts, strict=True)]
     return tuple(_join(t, q.dtype) for t in gradients)
 
