@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -92,6 +93,9 @@ SWITCHES = {
     "without the one-pass step": _in_pytorch(ops, "denoise_step"),
     "without the feed-forward in pieces": lambda _: mock.patch.object(blocks.FeedForward, "CHUNK", 1 << 30),
     "without oneDNN's linear layers": lambda _: mock.patch.object(linear, "AVAILABLE", False),
+    "doubling by enlargement and convolution": lambda _: mock.patch.object(
+        blocks.Upsample, "WORTH", math.inf
+    ),
     "text projected in every call": _without("text"),
     "time embedded in every call": _without("time"),
     "nothing shared by the guidance branches": _without("branches"),

@@ -134,11 +134,6 @@ def kv_frames(kind: str, frames: int, loop: bool = False) -> Tensor:
     raise ValueError(f"attn1_frames: expected first-previous, first, self, all or neighbours, got {kind!r}")
 
 
-def trains_on_cpu(x: Tensor) -> bool:
-    """Whether gradients are recorded, on a CPU and eagerly: there some layers are computed in another order."""
-    return torch.is_grad_enabled() and x.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
 def normalise(x: Tensor, norm: nn.GroupNorm, frames: int = 1, silu: bool = True) -> Tensor:
     """GroupNorm of (B*F, C, H, W) with statistics over `frames` consecutive images (1: each alone), then SiLU."""
     return group_norm_silu(
@@ -395,7 +390,8 @@ class TemporalConv(nn.Module):
             return out.view(n, h, w, c).permute(0, 3, 1, 2)
         previous, following = self.previous.weight, self.next.weight
         frozen = not previous.requires_grad and not following.requires_grad and previous.dtype == x.dtype
-        if frozen and trains_on_cpu(x):
+        eager = x.device.type == "cpu" and not torch.compiler.is_compiling()
+        if frozen and eager and torch.is_grad_enabled():
             out = FrozenTaps.apply(video, previous, following, loop)
             return out.view(n, h, w, c).permute(0, 3, 1, 2)
         out = video.clone()
@@ -469,18 +465,22 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """Nearest-neighbour enlargement to `size` (H, W), then a 3x3 convolution.
 
-    Training on a CPU doubles the size by a transposed convolution of stride 2, whose 4x4 kernel adds up the weights
-    that meet in one input pixel: 16 products for each of these instead of 36, forward and backward, and no enlarged
-    map is kept.
+    A CPU doubles the size by a transposed convolution of stride 2, whose 4x4 kernel adds up the weights that meet in
+    one input pixel: 16 products for each of these instead of 36, forward and backward, and no enlarged map. 16-bit
+    kernels would round the sums.
     """
+
+    WORTH = 1 / 8
+    """Pixels of a map for each channel from which it pays to add up the kernel, for 16 maps and more."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        doubled = size == (2 * x.shape[2], 2 * x.shape[3]) and x.dtype.itemsize > 2  # sums would be rounded
-        if doubled and trains_on_cpu(x):
+        c, h, w = x.shape[1:]
+        eager = x.device.type == "cpu" and not torch.compiler.is_compiling()
+        if eager and size == (2 * h, 2 * w) and x.dtype.itemsize > 2 and h * w >= self.WORTH * c:
             kernel = F.avg_pool2d(self.conv.weight.flip(2, 3), 2, stride=1, padding=1, divisor_override=1)
             return F.conv_transpose2d(x, kernel.transpose(0, 1), self.conv.bias, stride=2, padding=1)
         return self.conv(F.interpolate(x, size=size, mode="nearest"))
