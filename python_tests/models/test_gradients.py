@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from python_tests.tiny import tiny_unet_config
 from vidsmooth_fast.models import VideoUNet
-from vidsmooth_fast.models.blocks import Upsample
+from vidsmooth_fast.models.blocks import FeedForward, Upsample
 
 
 def gradients(unet, names, *, recompute):
@@ -67,3 +67,35 @@ def test_enlargement(size):
     gradients = (torch.autograd.grad(y, (x, weight, bias), grad) for y in (actual, expected))
     for got, wanted in zip(*gradients, strict=True):
         torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("chunk", [4, 7, 100])
+def test_through_a_frozen_feed_forward(chunk, monkeypatch):
+    """That of trained weights, which PyTorch differentiates itself, and of finite differences."""
+    monkeypatch.setattr(FeedForward, "CHUNK", chunk)
+    torch.manual_seed(0)
+    layer = FeedForward(6).double()
+    x = torch.randn(3, 7, 6, dtype=torch.float64, requires_grad=True)
+    expected = layer(x)
+    grad = torch.randn(3, 6, 7, dtype=torch.float64).mT
+    (to_x,) = torch.autograd.grad(expected, x, grad)
+    layer.requires_grad_(False)
+    actual = layer(x)
+    assert "FrozenFeedForward" in type(actual.grad_fn.next_functions[0][0]).__name__
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(torch.autograd.grad(actual, x, grad)[0], to_x)
+    assert torch.autograd.gradcheck(layer, x)
+
+
+def test_autocast_of_frozen_layers():
+    """Mixed precision leaves the layers' own gradients alone: weights are fp32 there, and products bf16."""
+    torch.manual_seed(0)
+    layer = FeedForward(32)
+    x = torch.randn(2, 8, 32, requires_grad=True)
+    gradients = []
+    for trained in (True, False):
+        layer.requires_grad_(trained)
+        with torch.autocast("cpu", torch.bfloat16):
+            out = layer(x)
+        gradients.append(torch.autograd.grad(out.float().square().sum(), x)[0])
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)

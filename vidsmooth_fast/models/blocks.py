@@ -21,6 +21,7 @@ from vidsmooth_fast.ops.group_norm_silu import group_norm_silu
 from vidsmooth_fast.ops.sparse_causal_attention import sparse_causal_attention
 from vidsmooth_fast.ops.temporal_attention import temporal_attention
 
+from .frozen import FrozenFeedForward, FrozenTaps, frozen
 from .linear import linear
 
 
@@ -263,8 +264,8 @@ class FeedForward(nn.Module):
 
     Inference on a CPU goes through 2,048 tokens at a time: the wide intermediate then stays in cache, and its memory
     is reused instead of being mapped anew for every layer (32,768 tokens of width 128, 1 core: fp32 157 ms against
-    302 ms, bf16 80 against 170). A compiled or exported graph takes them at once: how many pieces there are would be
-    fixed in it.
+    302 ms, bf16 80 against 170). So do gradients that only pass through. A compiled or exported graph takes them at
+    once: how many pieces there are would be fixed in it.
     """
 
     CHUNK = 2048
@@ -274,6 +275,10 @@ class FeedForward(nn.Module):
         self.net = nn.ModuleList([GEGLU(dim, dim * 4), nn.Identity(), Linear(dim * 4, dim)])
 
     def forward(self, x: Tensor) -> Tensor:
+        first, last = self.net[0].proj, self.net[2]
+        weights = first.weight, first.bias, last.weight, last.bias
+        if frozen(x, *weights):
+            return FrozenFeedForward.apply(x.flatten(0, 1), *weights, self.CHUNK).view(x.shape)
         if torch.is_grad_enabled() or x.device.type != "cpu" or torch.compiler.is_compiling():
             return self.net[2](self.net[0](x))
         tokens = x.flatten(0, 1)
@@ -339,30 +344,6 @@ class Transformer(nn.Module):
         return y.view(y.shape[0], h, w, c).permute(0, 3, 1, 2)  # an exporter cannot divide to find -1
 
 
-class FrozenTaps(torch.autograd.Function):
-    """video_f + P video_{f-1} + N video_{f+1} for weights P, N that are not trained; video (B, F, H*W, C).
-
-    The gradient is the same operation with Nᵀ and Pᵀ. Autograd would copy it for each addition to a part of the frames.
-    """
-
-    @staticmethod
-    def forward(ctx, video: Tensor, previous: Tensor, next: Tensor, loop: bool) -> Tensor:
-        ctx.save_for_backward(previous, next)
-        ctx.loop = loop
-        out = video.clone(memory_format=torch.contiguous_format)
-        taps = [(out[:, 1:], video[:, :-1], previous), (out[:, :-1], video[:, 1:], next)]
-        if loop:
-            taps += [(out[:, :1], video[:, -1:], previous), (out[:, -1:], video[:, :1], next)]
-        for to, of, weight in taps:
-            to.flatten(1, 2).baddbmm_(of.flatten(1, 2), weight.mT.expand(len(of), -1, -1))
-        return out
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        previous, next = ctx.saved_tensors
-        return FrozenTaps.apply(grad, next.mT, previous.mT, ctx.loop), None, None, None
-
-
 class TemporalConv(nn.Module):
     """Convolution over time: x_f + P x_{f-1} + N x_{f+1}, P and N linear over the channels, zero at first.
 
@@ -389,9 +370,7 @@ class TemporalConv(nn.Module):
             out = video + self.previous(before) + self.next(after)
             return out.view(n, h, w, c).permute(0, 3, 1, 2)
         previous, following = self.previous.weight, self.next.weight
-        frozen = not previous.requires_grad and not following.requires_grad and previous.dtype == x.dtype
-        eager = x.device.type == "cpu" and not torch.compiler.is_compiling()
-        if frozen and eager and torch.is_grad_enabled():
+        if frozen(x, previous, following):
             out = FrozenTaps.apply(video, previous, following, loop)
             return out.view(n, h, w, c).permute(0, 3, 1, 2)
         out = video.clone()
