@@ -111,8 +111,10 @@ def _temporal_flop(
     return 4 * math.prod(query) // frames * len(starts) * weights[0] ** 2
 
 
-def _sparse_causal_flop(query: torch.Size, _key, _value, kv_frames: torch.Size, **__: object) -> int:
-    return 4 * math.prod(query) * kv_frames[-1] * query[1]
+def _sparse_causal_flop(
+    query: torch.Size, key: torch.Size, _value, kv_frames: torch.Size, **__: object
+) -> int:
+    return 4 * math.prod(query) * kv_frames[-1] * key[1]
 
 
 def _linear_flop(x: torch.Size, weight: torch.Size, *_: object, **__: object) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vidsmooth_fast import ops
 from vidsmooth_fast.models import VideoUNet, blocks, linear, unet
+from vidsmooth_fast.ops import _dispatch
 from vidsmooth_fast.sampling import job
 from vidsmooth_fast.sampling.denoiser import UNetDenoiser
 
@@ -69,6 +70,28 @@ def _in_pytorch(module: object, name: str) -> Callable[[VideoUNet], contextmanag
 
 
 @contextmanager
+def _single_products(_unet: VideoUNet) -> Iterator[None]:
+    """Attention's products in fp32 in every dtype, where the processor would multiply pairs of bf16."""
+    module = _dispatch.extension()
+    before = module.isa() if module else ""
+    if before == "avx512_bf16":
+        module.set_isa("avx512")
+    yield
+    if before == "avx512_bf16":
+        module.set_isa(before)
+
+
+def _text_in_pytorch(_unet: VideoUNet) -> contextmanager:
+    """Attention to text by PyTorch's fused attention."""
+    plain = blocks.sparse_causal_attention
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, **keywords) -> Tensor:
+        return plain(q, k, v, **keywords, backend="torch" if k.shape != q.shape else None)
+
+    return mock.patch.object(blocks, "sparse_causal_attention", attention)
+
+
+@contextmanager
 def _contiguous(network: VideoUNet) -> Iterator[None]:
     """Feature maps and weights in PyTorch's own layout."""
     with mock.patch.object(unet, "LAYOUT", torch.contiguous_format):
@@ -90,6 +113,8 @@ SWITCHES = {
     "without the GroupNorm + SiLU kernel": _in_pytorch(blocks, "group_norm_silu"),
     "without the temporal attention kernel": _in_pytorch(blocks, "temporal_attention"),
     "without the sparse-causal attention kernel": _in_pytorch(blocks, "sparse_causal_attention"),
+    "text through PyTorch's attention": _text_in_pytorch,
+    "attention's products in fp32": _single_products,
     "without the one-pass step": _in_pytorch(ops, "denoise_step"),
     "without the feed-forward in pieces": lambda _: mock.patch.object(blocks.FeedForward, "CHUNK", 1 << 30),
     "without oneDNN's linear layers": lambda _: mock.patch.object(linear, "AVAILABLE", False),

@@ -186,14 +186,15 @@ void temporal_attention(int dtype, std::array<std::int64_t, 5> size, std::array<
 
 using Indices = std::vector<std::int64_t>;
 
-// first, key, bias: as in kernels.h.
+// size: batch, frames, pixels, heads, width, key frames, key pixels. first, key, bias: as in kernels.h.
 SparseCausalAttentionArgs sparse_causal_attention_args(
-    int dtype, const std::array<std::int64_t, 5>& size, const std::array<Address, 3>& in,
+    int dtype, const std::array<std::int64_t, 7>& size, const std::array<Address, 3>& in,
     const std::array<std::array<std::int64_t, 2>, 3>& strides, Address out, float scale, const Indices& first,
     const Indices& key, const std::vector<float>& bias, int threads) {
     SparseCausalAttentionArgs a;
     a.dtype = static_cast<DType>(dtype);
     a.batch = size[0], a.frames = size[1], a.pixels = size[2], a.heads = size[3], a.width = size[4];
+    a.key_frames = size[5], a.key_pixels = size[6];
     for (int i = 0; i < 3; ++i) {
         a.in[i] = pointer<const void>(in[i]);
         std::copy(strides[i].begin(), strides[i].end(), a.stride[i]);
@@ -207,7 +208,7 @@ SparseCausalAttentionArgs sparse_causal_attention_args(
     return a;
 }
 
-void sparse_causal_attention(int dtype, const std::array<std::int64_t, 5>& size,
+void sparse_causal_attention(int dtype, const std::array<std::int64_t, 7>& size,
                              const std::array<Address, 3>& in,
                              const std::array<std::array<std::int64_t, 2>, 3>& strides, Address out,
                              float scale, const Indices& first, const Indices& key,
@@ -217,7 +218,7 @@ void sparse_causal_attention(int dtype, const std::array<std::int64_t, 5>& size,
     VIDSMOOTH_CALL(sparse_causal_attention, a);
 }
 
-void sparse_causal_attention_backward(int dtype, const std::array<std::int64_t, 5>& size,
+void sparse_causal_attention_backward(int dtype, const std::array<std::int64_t, 7>& size,
                                       const std::array<Address, 3>& in,
                                       const std::array<std::array<std::int64_t, 2>, 3>& strides, Address to_q,
                                       float scale, const Indices& first, const Indices& key,

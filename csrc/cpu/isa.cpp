@@ -10,7 +10,7 @@
 namespace vidsmooth {
 namespace {
 
-const char* const kNames[] = {"base", "avx2", "avx512"};
+const char* const kNames[] = {"base", "avx2", "avx512", "avx512_bf16"};
 
 Isa best() {
 #ifdef VIDSMOOTH_X86
@@ -20,7 +20,7 @@ Isa best() {
     if (f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-            return Isa::avx512;
+            return __builtin_cpu_supports("avx512bf16") ? Isa::avx512_bf16 : Isa::avx512;
         return Isa::avx2;
     }
 #endif

@@ -107,9 +107,10 @@ struct GroupNormSiluBackwardArgs {
 struct SparseCausalAttentionArgs {
     DType dtype;
     int64_t batch, frames, pixels, heads, width;  // width: d, columns of one head
-    const void* in[3];                            // q, k, v: (batch*frames, pixels, heads*width)
+    int64_t key_frames, key_pixels;               // what k and v have for frames and pixels
+    const void* in[3];                            // q: (batch*frames, pixels, heads*width); k, v likewise
     int64_t stride[3][2];                         // of each, from frame to frame and from pixel to pixel
-    void* out;                                    // likewise, contiguous
+    void* out;                                    // like q, contiguous
     float scale;
     // Frame f reads the frames key[n] for n in [first[f], first[f + 1]), each once; bias[n] is the logarithm
     // of how often that frame counts.
@@ -137,6 +138,9 @@ struct SparseCausalAttentionBackwardArgs {
         void name(const Args&);           \
         }                                 \
         namespace avx512 {                \
+        void name(const Args&);           \
+        }                                 \
+        namespace avx512_bf16 {           \
         void name(const Args&);           \
         }
 #else

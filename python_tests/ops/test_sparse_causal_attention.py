@@ -61,6 +61,41 @@ def test_sizes(each_backend, within_rule, pixels, heads, width):
     )
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("frames", "pixels", "key_frames", "key_pixels", "width"),
+    [(1, 50, 1, 77, 40), (3, 33, 1, 77, 16), (2, 16, 4, 5, 7), (3, 40, 2, 129, 33), (2, 70, 3, 1, 9)],
+)
+def test_keys_of_another_shape(
+    each_backend, poisoned, within_rule, frames, pixels, key_frames, key_pixels, width, dtype
+):
+    """Text, for one: a few tokens that all frames of a video read."""
+    torch.manual_seed(0)
+    q = torch.randn(2 * frames, pixels, 3 * width).to(dtype)
+    k, v = (torch.randn(2 * key_frames, key_pixels, 3 * width).to(dtype) for _ in "kv")
+    rows = [[(f + i) % key_frames for i in range(key_frames)] for f in range(frames)]
+    got = ops.sparse_causal_attention(q, k, v, frames=frames, heads=3, kv_frames=rows)
+
+    def expected(dtype):
+        k_, v_ = (t.to(dtype).unflatten(0, (2, key_frames)) for t in (k, v))
+        out = []
+        for video in range(2):
+            for f, row in enumerate(rows):
+                three = (q[video * frames + f].to(dtype), *(t[video, row].flatten(0, 1) for t in (k_, v_)))
+                three = (t.unflatten(-1, (3, -1)).transpose(0, 1) for t in three)
+                out.append(F.scaled_dot_product_attention(*three).transpose(0, 1).flatten(1))
+        return torch.stack(out)
+
+    assert got.dtype == dtype and got.is_contiguous()
+    within_rule(got, expected(dtype), expected(torch.float64))
+
+
+def test_negative_scale(each_backend, within_rule):
+    torch.manual_seed(0)
+    for dtype in (torch.float32, torch.bfloat16):
+        check(within_rule, inputs(1, 2, 40, 2 * 9, dtype), 2, 2, PATTERNS["first, previous"](2), scale=-0.5)
+
+
 def test_strides(each_backend):
     torch.manual_seed(0)
     fused = torch.randn(6, 10, 3 * 32)
@@ -227,8 +262,15 @@ ROWS = [[0, 0], [0, 0], [0, 1]]
     ("change", "message"),
     [
         ({"q": QKV[0]}, r"^q: expected a non-empty tensor of shape \(B\*F, P, h\*d\), got \(4, 8\)$"),
-        ({"k": QKV[:3]}, r"^k: expected the shape of q, \(6, 4, 8\), got \(3, 4, 8\)$"),
-        ({"v": QKV.half()}, r"^v: expected the dtype of q, torch.float32, got torch.float16$"),
+        ({"k": QKV[0]}, r"^k: expected the shape of q, \(6, 4, 8\), got \(4, 8\)$"),
+        ({"k": QKV[:3], "v": QKV[:3]}, r"^k: expected shape \(2\*G, L, 8\), got \(3, 4, 8\)$"),
+        ({"k": QKV[..., 1:], "v": QKV[..., 1:]}, r"^k: expected shape \(2\*G, L, 8\), got \(6, 4, 7\)$"),
+        (
+            {"k": QKV[:2].half(), "v": QKV[:2].half()},
+            r"^k: expected the dtype of q, torch.float32, got torch",
+        ),
+        ({"v": QKV[:3]}, r"^v: expected the shape of k, \(6, 4, 8\), got \(3, 4, 8\)$"),
+        ({"v": QKV.half()}, r"^v: expected the dtype of k, torch.float32, got torch.float16$"),
         ({"frames": 4}, r"^frames: expected a positive divisor of the 6 rows of q, got 4$"),
         ({"heads": 3}, r"^heads: expected a positive divisor of the 8 columns of q, got 3$"),
         (
@@ -239,6 +281,10 @@ ROWS = [[0, 0], [0, 0], [0, 1]]
         ({"kv_frames": torch.zeros(3, 1)}, r"^kv_frames: expected int64 .* got torch.float32 of \(3, 1\)$"),
         ({"kv_frames": torch.zeros(3, 0, dtype=torch.int64)}, r"^kv_frames: expected at least one key frame"),
         ({"kv_frames": [[0], [3], [0]]}, r"^kv_frames: expected indices in \[0, 3\), got 3$"),
+        (
+            {"k": QKV[:4, :1], "v": QKV[:4, :1], "kv_frames": [[0], [2], [0]]},
+            r"^kv_frames: expected indices in \[0, 2\), got 2$",
+        ),
         ({"kv_frames": [[0], [-1], [0]]}, r"^kv_frames: expected indices in \[0, 3\), got -1$"),
     ],
 )

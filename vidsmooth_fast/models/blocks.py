@@ -200,7 +200,8 @@ class CrossAttention(Attention):
     """Attention to text whose keys and values were projected beforehand. (B*F, P, C) -> same.
 
     Text rows are shared by B*F / rows consecutive frames: their tokens are seen as one long sequence, so that no
-    text is repeated. rows is 1, B or B*F.
+    text is repeated. rows is 1, B or B*F. Inference on a CPU takes the kernel of sparse-causal attention, whose
+    only key frame is then the text: PyTorch's loses much time on narrow heads.
     """
 
     index: int = 0  # position among the network's cross-attentions, set by VideoUNet
@@ -212,8 +213,13 @@ class CrossAttention(Attention):
     def forward(self, x: Tensor, ctx: Pass) -> Tensor:
         n, p, c = x.shape
         k, v = ctx.here or ctx.text[self.index]
-        rows = k.shape[0]
-        out = attend(self.to_q(x).view(rows, n // rows * p, c), k, v, self.heads)
+        rows, q = k.shape[0], self.to_q(x)
+        if torch.is_grad_enabled() or x.device.type != "cpu" or torch.compiler.is_compiling():
+            out = attend(q.view(rows, n // rows * p, c), k, v, self.heads)
+        else:
+            frames = n // rows
+            the_text = torch.zeros(frames, 1, dtype=torch.int64)
+            out = sparse_causal_attention(q, k, v, frames=frames, heads=self.heads, kv_frames=the_text)
         return self.to_out[0](out.view(n, p, c))
 
 

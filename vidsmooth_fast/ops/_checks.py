@@ -35,14 +35,23 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, frames: int, heads: int) -> None:
-    """q, k, v: alike, (B·F, P, h·d), divisible by the frames and the heads."""
+def attention(q: Tensor, k: Tensor, v: Tensor, frames: int, heads: int, *, other_keys: bool = False) -> None:
+    """q, k, v: alike, (B·F, P, h·d), divisible by the frames and the heads.
+
+    other_keys: k and v may also be (B·G, L, h·d), of another number of frames or pixels.
+    """
     floating("q", q, "B*F, P, h*d")
-    like("k", k, "q", q)
-    like("v", v, "q", q)
+    if not other_keys or not isinstance(k, Tensor) or k.dim() != 3:
+        like("k", k, "q", q)
+    like("v", v, "k" if other_keys else "q", k)
     for name, value, whole, what in (
         ("frames", frames, q.shape[0], "rows"),
         ("heads", heads, q.shape[2], "columns"),
     ):
         if not isinstance(value, int | torch.SymInt) or value < 1 or whole % value:
             raise ValueError(f"{name}: expected a positive divisor of the {whole} {what} of q, got {value}")
+    if other_keys and k.shape != q.shape:
+        batch, columns = q.shape[0] // frames, q.shape[2]
+        if k.shape[0] % batch or k.shape[2] != columns or k.numel() == 0:
+            raise ValueError(f"k: expected shape ({batch}*G, L, {columns}), got {tuple(k.shape)}")
+        like("k", k[:1, :1], "q", q[:1, :1])

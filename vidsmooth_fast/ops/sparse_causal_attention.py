@@ -2,10 +2,11 @@
 
 Keys and values are never gathered, and a frame that is listed twice is read once.
 
-The C++ kernel computes in fp32 whatever the dtype. On a Zen 4 core it takes 0.34 to 0.85 of the time of PyTorch's
-fused attention arranged in the same way (calls on views, merged by their log-sum-exp), least for narrow heads and
-small frames, and runs at 0.7 to 1.0 of the rate of a large fp32 matrix product. On a processor with matrix units
-for bf16 (AMX) PyTorch's may be faster for wide heads; that is not measured.
+The C++ kernel computes in fp32 whatever the dtype, except that processors with AVX512_BF16 multiply bf16 in pairs and
+sum in fp32 (a Zen 4 core: 1.5 to 1.8 times as fast as in fp32). In fp32 on such a core it takes 0.34 to 0.85 of the
+time of PyTorch's fused attention arranged in the same way (calls on views, merged by their log-sum-exp), least for
+narrow heads and small frames, and runs at 0.7 to 1.0 of the rate of a large fp32 matrix product. On a processor with
+matrix units for bf16 (AMX) PyTorch's may be faster for wide heads; that is not measured.
 """
 
 from __future__ import annotations
@@ -40,13 +41,16 @@ def reference(
     """Gather the key frames of every frame, then attend; arguments as in :func:`sparse_causal_attention`."""
     index = kv_frames.to(q.device, non_blocking=q.is_cuda)  # the host need not wait for the GPU
 
+    # An exporter cannot divide: where keys are like queries, the frames are given and the batch is found.
+    batch = -1 if k.shape[0] == q.shape[0] else q.shape[0] // frames
     # Four axes: with five, SDPA leaves its fused kernel for the explicit one, 10 times slower on a CPU.
-    q, k, v = _split(q, heads), *(_split(_chosen(t, index), heads) for t in (k, v))
+    q, k, v = _split(q, heads), *(_split(_chosen(t, index, batch), heads) for t in (k, v))
     return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(2)
 
 
-def _chosen(t: Tensor, index: Tensor) -> Tensor:  # (B·F, P, h·d), (F, R) -> (B·F, R·P, h·d)
-    gathered = t.unflatten(0, (-1, len(index))).index_select(1, index.flatten())
+def _chosen(t: Tensor, index: Tensor, batch: int = -1) -> Tensor:
+    """(B·G, L, h·d), (F, R) -> (B·F, R·L, h·d); batch: B, or -1 where G = F."""
+    gathered = t.unflatten(0, (batch, len(index) if batch == -1 else -1)).index_select(1, index.flatten())
     return gathered.unflatten(1, index.shape).flatten(2, 3).flatten(0, 1)
 
 
@@ -80,12 +84,18 @@ def _cpu_supports(q, k=None, v=None, kv_frames=None, **_settings):
     return cpu_supports(*tensors)
 
 
+def _sizes(q, k, frames, heads):
+    """Batch, frames, pixels, heads and columns of one, key frames, key pixels."""
+    batch = q.shape[0] // frames
+    return batch, frames, q.shape[1], heads, q.shape[2] // heads, k.shape[0] // batch, k.shape[1]
+
+
 def _cpu(q, k, v, kv_frames, *, frames, heads, scale=None):
     out = torch.empty(q.shape, dtype=q.dtype)
     width = q.shape[2] // heads
     extension().sparse_causal_attention(
         DTYPE_CODES[q.dtype],
-        (q.shape[0] // frames, frames, q.shape[1], heads, width),
+        _sizes(q, k, frames, heads),
         (q.data_ptr(), k.data_ptr(), v.data_ptr()),
         [t.stride()[:2] for t in (q, k, v)],
         out.data_ptr(),
@@ -109,7 +119,7 @@ def _cpu_backward(grad, q, k, v, kv_frames, *, frames, heads, scale=None, keys=T
     parts = torch.empty(2, batch, len(key), *q.shape[1:]) if keys else None
     extension().sparse_causal_attention_backward(
         DTYPE_CODES[q.dtype],
-        (batch, frames, q.shape[1], heads, width),
+        _sizes(q, k, frames, heads),
         (q.data_ptr(), k.data_ptr(), v.data_ptr()),
         [t.stride()[:2] for t in (q, k, v)],
         to_q.data_ptr(),
@@ -128,6 +138,11 @@ def _cpu_backward(grad, q, k, v, kv_frames, *, frames, heads, scale=None, keys=T
 
 
 def _triton_supports(q, k=None, v=None, kv_frames=None, *, heads=1, scale=None, **_settings):
+    if k is not None and k.shape != q.shape:
+        return (
+            False,
+            f"the Triton kernel takes keys of the shape of q, {tuple(q.shape)}, got {tuple(k.shape)}",
+        )
     for t in (q, k, v):
         if t is not None and t.stride(-1) != 1 and t.shape[-1] != 1:
             return False, "the Triton kernel needs stride 1 on the last axis"
@@ -224,7 +239,7 @@ torch.library.register_autograd("vidsmooth::sparse_causal_attention", _backward,
 
 def _has_gradients(q: Tensor, k: Tensor, v: Tensor, backend: str | None) -> bool:
     """Whether the operator computes its own gradients: the C++ kernel's, outside of graphs."""
-    if torch.compiler.is_compiling() or not _cpu_supports(q, k, v)[0]:
+    if torch.compiler.is_compiling() or k.shape != q.shape or not _cpu_supports(q, k, v)[0]:
         return False
     return (wanted(backend) or ("cpu",))[0] == "cpu"
 
@@ -244,9 +259,9 @@ def sparse_causal_attention(
 
     out[b, f, :, h] = softmax(q[b, f, :, h] k[b, kv_frames[f], :, h]ᵀ · scale) v[b, kv_frames[f], :, h]
 
-    q, k, v: (B·F, P, h·d), one dtype and device, any strides.
+    q: (B·F, P, h·d). k, v: (B·G, L, h·d), one shape; most often G = F and L = P. One dtype and device, any strides.
     frames: F. heads: h. scale: factor on the scores, 1/√d when None.
-    kv_frames: (F, R) frame indices in [0, F), nested lists or an int64 tensor (on the CPU: its values are read).
+    kv_frames: (F, R) frame indices in [0, G), nested lists or an int64 tensor (on the CPU: its values are read).
         (first, previous) is Tune-A-Video, (first) is Text2Video-Zero, all frames is full spatio-temporal attention.
         A frame listed twice beside others that are not weighs twice, as if its keys were concatenated twice.
         A GPU is sent a table on the CPU at the first call with it: make that call before a CUDA graph is captured.
@@ -258,7 +273,7 @@ def sparse_causal_attention(
     Raises ValueError for empty, mixed or wrongly shaped input, or a frame index out of range.
     Source: Tune-A-Video's `SparseCausalAttention`; design §3.
     """
-    _checks.attention(q, k, v, frames, heads)
+    _checks.attention(q, k, v, frames, heads, other_keys=True)
     if not isinstance(kv_frames, Tensor):
         try:
             kv_frames = torch.tensor(kv_frames)
@@ -271,9 +286,10 @@ def sparse_causal_attention(
         raise ValueError("kv_frames: expected at least one key frame per frame, got none")
     if not torch.compiler.is_compiling() and kv_frames.device.type == "cpu":  # elsewhere reading would wait
         low, high = kv_frames.min().item(), kv_frames.max().item()
-        if low < 0 or high >= frames:
+        key_frames = k.shape[0] // (q.shape[0] // frames)
+        if low < 0 or high >= key_frames:
             got = low if low < 0 else high
-            raise ValueError(f"kv_frames: expected indices in [0, {frames}), got {got}")
+            raise ValueError(f"kv_frames: expected indices in [0, {key_frames}), got {got}")
     trained = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v))
     if trained and not _has_gradients(q, k, v, backend):
         return reference(q, k, v, kv_frames, frames=frames, heads=heads, scale=scale)
