@@ -20,7 +20,8 @@ Isa best() {
     if (f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-            return __builtin_cpu_supports("avx512bf16") ? Isa::avx512_bf16 : Isa::avx512;
+            return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 5)) ? Isa::avx512_bf16
+                                                                              : Isa::avx512;
         return Isa::avx2;
     }
 #endif
