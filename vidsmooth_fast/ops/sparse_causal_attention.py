@@ -44,13 +44,13 @@ def reference(
     # An exporter cannot divide: where keys are like queries, the frames are given and the batch is found.
     batch = -1 if k.shape[0] == q.shape[0] else q.shape[0] // frames
     # Four axes: with five, SDPA leaves its fused kernel for the explicit one, 10 times slower on a CPU.
-    q, k, v = _split(q, heads), *(_split(_chosen(t, index, batch), heads) for t in (k, v))
+    q, k, v = _split(q, heads), *(_split(_chosen(t, index, frames, batch), heads) for t in (k, v))
     return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(2)
 
 
-def _chosen(t: Tensor, index: Tensor, batch: int = -1) -> Tensor:
+def _chosen(t: Tensor, index: Tensor, frames: int, batch: int = -1) -> Tensor:
     """(B·G, L, h·d), (F, R) -> (B·F, R·L, h·d); batch: B, or -1 where G = F."""
-    gathered = t.unflatten(0, (batch, len(index) if batch == -1 else -1)).index_select(1, index.flatten())
+    gathered = t.unflatten(0, (batch, frames if batch == -1 else -1)).index_select(1, index.flatten())
     return gathered.unflatten(1, index.shape).flatten(2, 3).flatten(0, 1)
 
 
@@ -196,7 +196,10 @@ _op = register(
 
 def _backward_reference(grad, q, k, v, kv_frames, *, frames, heads, scale=None, keys=True):
     index = kv_frames.to(q.device)
-    wide = [_split(_checks.wide(t), heads) for t in (q, _chosen(k, index), _chosen(v, index), grad)]
+    wide = [
+        _split(_checks.wide(t), heads)
+        for t in (q, _chosen(k, index, frames), _chosen(v, index, frames), grad)
+    ]
     gradients = [t.transpose(1, 2).flatten(2).to(q.dtype) for t in attention_gradients(*wide, scale)]
     if not keys:
         return gradients[0].contiguous(), q.new_empty(0), q.new_empty(0)

@@ -53,7 +53,7 @@ def network_bytes(
             inside = 5 * out
             if on_cpu:
                 tokens = min(CHUNK_TOKENS, pixels[level])
-                inside = max(inside, out + HEAP * 12 * channels[level] * tokens * dtype.itemsize)
+                inside = max(inside, out + HEAP * 8 * channels[level] * tokens * dtype.itemsize)
             else:  # feed-forward: both halves of 4 widths, one through GELU, their product
                 inside = 16 * out
             live = max(live, 5 * out + inside)
