@@ -73,7 +73,7 @@ def vl_scores(before: Tensor, after: Tensor, k: int | None = None) -> Tensor:
 
     before, after: (N, C, h, w), floating. k: even, at least 2; by default that of the size. Returns (N,) float64.
 
-    The inner products of all shifts are one correlation, taken by FFT in float32 (no wrap-around: the crop is k
+    The inner products of all shifts are one correlation, taken by FFT in float64 (no wrap-around: the crop is k
     smaller); the norms are box sums from an integral image in float64. They choose the shift; its inner product is
     then summed in float64, so that rounding only decides between shifts that are equal to a millionth.
     """
@@ -86,14 +86,14 @@ def vl_scores(before: Tensor, after: Tensor, k: int | None = None) -> Tensor:
             f"got {tuple(before.shape)} and {tuple(after.shape)}"
         )
     crop = after[..., k // 2 : k // 2 + h, k // 2 : k // 2 + w]
-    spectrum = torch.fft.rfft2(before.float()) * torch.fft.rfft2(crop.float(), s=(height, width)).conj()
+    spectrum = torch.fft.rfft2(before.double()) * torch.fft.rfft2(crop.double(), s=(height, width)).conj()
     inner = torch.fft.irfft2(spectrum.sum(1), s=(height, width))[:, : k + 1, : k + 1]
-    energy = box_sums(before.float().square().sum(1).double(), h, w)
+    energy = box_sums(before.double().square().sum(1), h, w)
     best = (inner / energy.clamp_min(TINY).sqrt()).flatten(1).argmax(1)
     corners = [divmod(b, k + 1) for b in best.tolist()]
     windows = torch.stack([x[:, i : i + h, j : j + w] for x, (i, j) in zip(before, corners, strict=True)])
-    inner = (crop.float() * windows.float()).sum((1, 2, 3), dtype=torch.float64)
-    own = crop.float().square().sum((1, 2, 3), dtype=torch.float64)
+    inner = (crop.double() * windows.double()).sum((1, 2, 3))
+    own = crop.double().square().sum((1, 2, 3))
     return 100 * inner / (own * energy.flatten(1).gather(1, best[:, None])[:, 0]).clamp_min(TINY).sqrt()
 
 
