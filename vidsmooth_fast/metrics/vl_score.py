@@ -73,9 +73,9 @@ def vl_scores(before: Tensor, after: Tensor, k: int | None = None) -> Tensor:
 
     before, after: (N, C, h, w), floating. k: even, at least 2; by default that of the size. Returns (N,) float64.
 
-    The inner products of all shifts are one correlation, taken by FFT in float64 (no wrap-around: the crop is k
-    smaller); the norms are box sums from an integral image in float64. They choose the shift; its inner product is
-    then summed in float64, so that rounding only decides between shifts that are equal to a millionth.
+    The inner products of all shifts are one correlation, by FFT in float32 without the mean of `before`, which is added
+    in float64 (no wrap-around: the crop is k smaller); the norms are box sums from an integral image in float64. They
+    choose the shift; its inner product is then summed in float64.
     """
     height, width = before.shape[-2:]
     k = shifts(height, width) if k is None else k
@@ -86,8 +86,11 @@ def vl_scores(before: Tensor, after: Tensor, k: int | None = None) -> Tensor:
             f"got {tuple(before.shape)} and {tuple(after.shape)}"
         )
     crop = after[..., k // 2 : k // 2 + h, k // 2 : k // 2 + w]
-    spectrum = torch.fft.rfft2(before.double()) * torch.fft.rfft2(crop.double(), s=(height, width)).conj()
+    mean = before.double().mean((2, 3), keepdim=True)
+    spectrum = torch.fft.rfft2((before - mean).float())
+    spectrum = spectrum * torch.fft.rfft2(crop.float(), s=(height, width)).conj()
     inner = torch.fft.irfft2(spectrum.sum(1), s=(height, width))[:, : k + 1, : k + 1]
+    inner = inner.double() + (mean * crop).sum((1, 2, 3))[:, None, None]
     energy = box_sums(before.double().square().sum(1), h, w)
     best = (inner / energy.clamp_min(TINY).sqrt()).flatten(1).argmax(1)
     corners = [divmod(b, k + 1) for b in best.tolist()]
