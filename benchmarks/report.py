@@ -216,7 +216,7 @@ def aoti_section() -> list[str]:
 
 
 def evaluation_section() -> list[str]:
-    passes, scores = newest("evaluate", ("frames", "size")), newest("vl_score", ("size",))
+    passes, scores = newest("evaluate", ("frames", "size")), newest("vl_score", ("size", "threads"))
     if not passes and not scores:
         return []
     text = ["## Judging a video", ""]
@@ -230,7 +230,7 @@ def evaluation_section() -> list[str]:
     for r in scores:
         text += [
             f"VL score, {r['frames']} frames of {r['channels']}×{r['size']}×{r['size']} latents, {r['shifts']} shifts, "
-            f"one thread: {r['ours_ms']:.2f} ms, {r['ratio']:.0f} times as fast as a loop over the shifts "
+            f"threads: {r['threads']}; {r['ours_ms']:.2f} ms, {r['ratio']:.0f} times as fast as a loop over the shifts "
             f"({r['loop_ms']:.0f} ms), the same to {r['error']:.0e}.",
             "",
         ]
