@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -100,6 +101,34 @@ def test_a_failed_save_leaves_the_earlier_model(tmp_path, monkeypatch):
     monkeypatch.undo()
     load(target)
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+def test_an_interrupted_replacement_puts_the_earlier_model_back(tmp_path, monkeypatch):
+    model = tiny_model()
+    target = model.save(tmp_path / "m")
+
+    rename = os.rename
+
+    def interrupted(source, destination):
+        if Path(source).name == "new":
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+        rename(source, destination)
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        model.save(target)
+    load(target)
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+def test_saved_files_follow_the_umask(tmp_path):
+    before = os.umask(0o022)
+    try:
+        target = tiny_model().save(tmp_path / "m")
+    finally:
+        os.umask(before)
+    assert {p.stat().st_mode & 0o777 for p in target.rglob("*") if p.is_file()} == {0o644}
 
 
 def make_2d(directory: Path, *, variant: str = "", dtype=torch.float32) -> dict:

@@ -1,52 +1,18 @@
-"""Tensors on disk, and among them where a run stands, so that a killed run goes on from its last step."""
+"""Where a run stands, on disk, so that a killed run goes on from its last step."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vidsmooth_fast.sampling.engine import State
-
-
-def check_folder(name: str, path: Path) -> None:
-    """Raises ValueError, naming the argument `name`, where no file can be written beside `path`."""
-    folder = path.absolute().parent
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ValueError(f"{name}: cannot write in {folder} ({error.strerror})") from None
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """A safetensors file, written under a temporary name and renamed. Raises OSError naming the path."""
-    partial = path.with_name(path.name + ".part")
-    try:
-        save_file({name: t.detach().contiguous().cpu() for name, t in tensors.items()}, partial, metadata)
-        os.replace(partial, path)
-    except SafetensorError as error:
-        raise OSError(f"cannot write {path}: {error}") from None
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and metadata of a safetensors file. Raises ValueError naming a path that is not one."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a safetensors file ({error})") from None
+from vidsmooth_fast.sampling.tensor_files import check_folder, read_tensors, write_tensors
 
 
 class Checkpoint:

@@ -13,12 +13,12 @@ from torch import Tensor
 from vidsmooth_fast.conditioning.prompts import Prompt, prompt_keys
 from vidsmooth_fast.models.latent_model import LatentModel
 from vidsmooth_fast.models.loading import choose_device, choose_dtype, load
-from vidsmooth_fast.sampling.checkpoint import check_folder
 from vidsmooth_fast.sampling.job import Job
 from vidsmooth_fast.sampling.options import Options
 from vidsmooth_fast.sampling.reuse import DeepReuse
 from vidsmooth_fast.sampling.run import Run
 from vidsmooth_fast.sampling.smoothing import InversionBlend, NoiseConstraint
+from vidsmooth_fast.sampling.tensor_files import check_folder
 from vidsmooth_fast.video import Video, check_output
 
 

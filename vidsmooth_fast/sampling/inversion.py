@@ -13,7 +13,6 @@ from torch import Tensor
 from vidsmooth_fast import ops
 from vidsmooth_fast.models.latent_model import LatentModel
 from vidsmooth_fast.models.loading import load
-from vidsmooth_fast.sampling.checkpoint import check_folder, read_tensors, write_tensors
 from vidsmooth_fast.sampling.engine import State, run_steps
 from vidsmooth_fast.sampling.job import Job
 from vidsmooth_fast.sampling.latents import Store, send
@@ -22,6 +21,7 @@ from vidsmooth_fast.sampling.options import Options
 from vidsmooth_fast.sampling.progress import Progress
 from vidsmooth_fast.sampling.schedule import Schedule
 from vidsmooth_fast.sampling.smoothing import InversionBlend
+from vidsmooth_fast.sampling.tensor_files import check_folder, read_tensors, write_tensors
 from vidsmooth_fast.sampling.windowed import Piece, WindowedPredictor
 from vidsmooth_fast.video import Video
 

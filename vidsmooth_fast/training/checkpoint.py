@@ -16,10 +16,9 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
-from vidsmooth_fast.sampling.checkpoint import check_folder, read_tensors
+from vidsmooth_fast.sampling.tensor_files import check_folder, read_tensors, write_tensors
 
 _NAME = re.compile(r"step-(\d{6,})")
 _FILES = ("weights.safetensors", "optimizer.safetensors", "state.json")
@@ -157,7 +156,7 @@ class Checkpoints:
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    save_file({name: torch.as_tensor(t).detach().cpu().contiguous() for name, t in tensors.items()}, path)
+    write_tensors(path, {name: torch.as_tensor(t) for name, t in tensors.items()})
 
 
 def _flush(path: Path) -> None:

@@ -16,13 +16,14 @@ from vidsmooth_fast.conditioning.masks import check_prompts, foreground_masks
 from vidsmooth_fast.conditioning.segment_anything import load_predictor
 from vidsmooth_fast.models.loading import load_networks
 from vidsmooth_fast.models.video_model import VideoModel
-from vidsmooth_fast.sampling.checkpoint import check_folder, fingerprint
+from vidsmooth_fast.sampling.checkpoint import fingerprint
 from vidsmooth_fast.sampling.engine import Guidance, State, denoise
 from vidsmooth_fast.sampling.fast_sample import fast_sample
 from vidsmooth_fast.sampling.job import Job
 from vidsmooth_fast.sampling.noise import initial_noise
 from vidsmooth_fast.sampling.options import Options
 from vidsmooth_fast.sampling.progress import Progress
+from vidsmooth_fast.sampling.tensor_files import check_folder
 from vidsmooth_fast.training.fusion import MODES, average_fusion
 from vidsmooth_fast.training.noising import Noising
 from vidsmooth_fast.training.tuner import tune

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from vidsmooth_fast.models.loading import choose_device, choose_dtype, load, load_networks
 from vidsmooth_fast.models.video_model import VideoModel
-from vidsmooth_fast.sampling.checkpoint import check_folder, write_tensors
+from vidsmooth_fast.sampling.tensor_files import check_folder, write_tensors
 from vidsmooth_fast.training.data import Pair, read_clip
 from vidsmooth_fast.training.losses import Objective
 from vidsmooth_fast.training.run import Run
