@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,31 @@ def test_without_a_gpu_the_script_says_so_in_one_line(tmp_path):
         == "run_gpu.sh: no CUDA device that torch can use; nothing was built, tested or measured\n"
     )
     assert done.stderr == ""
+
+
+def test_a_build_that_fails_ends_nothing_and_all_logs_are_in_one_file(tmp_path, monkeypatch):
+    """On a machine with stand-ins for a GPU, for CMake and for a compute-sanitizer that does not know the GPU."""
+    tools = {
+        "python": f'case "$2" in *get_device_capability*) echo 90 ;; *) exec "{sys.executable}" "$@" ;; esac',
+        "cmake": "echo no compiler; exit 1",
+        "compute-sanitizer": "echo '===== Error: Device not supported. See the list'; exit 1",
+    }
+    for name, line in tools.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHON", "python")
+    monkeypatch.setenv("ARCHIVE", str(tmp_path / "all.tgz"))
+    command = ["bash", str(BENCHMARKS / "run_gpu.sh"), str(tmp_path / "work"), "build", "sanitize"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and done.stderr == ""
+    assert "configure: FAILED (1)" in done.stdout and "failed: configure\n" in done.stdout
+    assert "sanitize: skipped, compute-sanitizer cannot look into this device: =" in done.stdout
+    assert (tmp_path / "work/site/vidsmooth_fast/triton_kernels/window_merge.py").is_file()
+    with tarfile.open(tmp_path / "all.tgz") as archive:
+        names = archive.getnames()
+        assert archive.extractfile("./log/configure.txt").read() == b"no compiler\n"
+    assert not [name for name in names if name.startswith(("./site", "./build"))]
 
 
 @no_gpu

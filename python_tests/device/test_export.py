@@ -7,6 +7,8 @@ import importlib.util
 import pytest
 import torch
 
+pytest.importorskip("diffusers", reason="the models of these tests come from diffusers")
+
 import vidsmooth_fast as vsf
 from python_tests.tiny import tiny_model
 
