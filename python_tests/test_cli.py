@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from python_tests.tiny import tiny_model
@@ -114,6 +115,7 @@ def test_progress_tells_memory_and_time(monkeypatch, capsys, tmp_path, model_dir
         (["--device", "gpu9"], "device"),
         (["--smooth", 0.9], "NoiseConstraint strength"),
         (["--smooth", 0.1, "--smooth-target", "source"], "needs a source clip"),
+        (["--smooth-target", "clean"], "--smooth-target: expected a strength beside it"),
     ],
 )
 def test_bad_input_takes_one_line(monkeypatch, capsys, tmp_path, model_dir, arguments, says):
@@ -124,6 +126,45 @@ def test_bad_input_takes_one_line(monkeypatch, capsys, tmp_path, model_dir, argu
     assert code == 1 and out == "" and says in err
     assert err.count("\n") == 1 and err.startswith("vidsmooth-fast: ")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_length_and_rate_come_from_what_is_given(monkeypatch, capsys, tmp_path, model_dir):
+    clip, noise = tmp_path / "clip.mp4", tmp_path / "clip.safetensors"
+    Video.from_frames([np.full((16, 16, 3), 40 * i, np.uint8) for i in range(5)], fps=12).save(clip)
+    quick = ["--steps", 2, "--window", 4, "--stride", 2, "--quiet"]
+    code, _, err = run(
+        monkeypatch, capsys, "sample", model_dir, "a car", "--source", clip, *quick, "-o", tmp_path / "a.mp4"
+    )
+    assert (code, err) == (0, "") and len(Video.open(tmp_path / "a.mp4")) == 5
+    code, _, err = run(monkeypatch, capsys, "invert", model_dir, clip, *quick, "-o", noise)
+    assert (code, err) == (0, "")
+    again = ["sample", model_dir, "a car", "--latents", noise, "-o", tmp_path / "b.mp4", *quick]
+    assert run(monkeypatch, capsys, *again)[0] == 0
+    video = Video.open(tmp_path / "b.mp4")
+    assert len(video) == 5 and video.fps == 12
+    code, _, err = run(monkeypatch, capsys, *again, "--steps", 5)
+    assert code == 1 and "latents: inverted to timestep 501 in 2 steps" in err and err.count("\n") == 1
+
+
+def test_the_source_is_never_the_output(monkeypatch, capsys, tmp_path, model_dir):
+    clip, model = tmp_path / "clip.mp4", model_dir
+    Video.from_frames([np.zeros((16, 16, 3), np.uint8)] * 3, fps=12).save(clip)
+    (tmp_path / "link.mp4").symlink_to(clip)
+    (tmp_path / "folder.safetensors").mkdir()
+    before, names = clip.read_bytes(), sorted(os.listdir(tmp_path))
+    for arguments, says in (
+        (["sample", model, "a car", "--source", clip, "-o", clip], "is the source itself"),
+        (["sample", model, "a car", "--source", tmp_path / "link.mp4", "-o", clip], "is the source itself"),
+        (["invert", model, clip, "-o", clip], "output: expected the name of a .safetensors file"),
+        (["invert", model, clip, "-o", tmp_path], "output: expected the name of a .safetensors file"),
+        (
+            ["invert", model, clip, "-o", tmp_path / "folder.safetensors"],
+            "output: expected the name of a .safe",
+        ),
+    ):
+        code, _, err = run(monkeypatch, capsys, *arguments, "--steps", 1, "-q")
+        assert code == 1 and says in err and err.count("\n") == 1
+    assert clip.read_bytes() == before and sorted(os.listdir(tmp_path)) == names
 
 
 def test_unknown_model_takes_one_line(monkeypatch, capsys, tmp_path):

@@ -61,6 +61,12 @@ def check_output(path: str | os.PathLike) -> Path:
     return path
 
 
+def check_spared(path: Path, source: Path | None) -> None:
+    """Raises: ValueError where writing to `path` would replace the source clip (the same file, links followed)."""
+    if source is not None and path.exists() and source.exists() and os.path.samefile(path, source):
+        raise ValueError(f"output: {path} is the source itself, which would be lost; name another file")
+
+
 class VideoWriter:
     """Writes frames to `path` as they come; the file appears under its name only when it is complete.
 

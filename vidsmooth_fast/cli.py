@@ -92,7 +92,9 @@ def sample(
     output: Annotated[
         Path, typer.Option("--output", "-o", help=".mp4, .webm, .gif, .webp, or a folder for PNGs.")
     ],
-    frames: Annotated[int, typer.Option(help="Length of the video.")] = 256,
+    frames: Annotated[
+        int | None, typer.Option(help="Length of the video. [that of --latents or --source; else 256]")
+    ] = None,
     source: Annotated[
         Path | None, typer.Option(help="A clip to edit: a video file or a folder of images.")
     ] = None,
@@ -128,8 +130,8 @@ def sample(
         float, typer.Option(help="Strength of the noise constraint between frames, 0..0.5.")
     ] = 0.0,
     smooth_target: Annotated[
-        Target, typer.Option(help="What is made smooth; see docs/smoothing.md.")
-    ] = Target.clean,
+        Target | None, typer.Option(help="What --smooth makes smooth; see docs/smoothing.md. [clean]")
+    ] = None,
     blend: Annotated[
         float, typer.Option(help="Weight of neighbouring frames in the source's inversion, 0..1.")
     ] = 0.0,
@@ -158,14 +160,21 @@ def sample(
     quiet: Quiet = False,
 ) -> None:
     """Sample a long video from a prompt, or edit a source clip."""
-    from vidsmooth_fast import DeepReuse, InversionBlend, NoiseConstraint, fast_sample
+    from vidsmooth_fast import DeepReuse, InversionBlend, NoiseConstraint, Video, fast_sample
     from vidsmooth_fast.sampling.inversion import Inversion
 
+    if smooth_target and not smooth:
+        raise ValueError("--smooth-target: expected a strength beside it, such as --smooth 0.25")
+    target = smooth_target.value if smooth_target else "clean"
+    clip = Video.open(source) if source else None
+    start = Inversion.open(latents) if latents else None
+    if frames is None:
+        frames = start.latents.shape[2] if start else len(clip) if clip else 256
     fast_sample(
         model,
         prompt[0] if len(prompt) == 1 else prompt,
         frames,
-        source=source,
+        source=clip,
         source_prompt=source_prompt,
         strength=strength,
         speed=speed.value,
@@ -179,7 +188,7 @@ def sample(
         window_weights=window_weights,
         loop=loop,
         merge=merge.value,
-        smooth=NoiseConstraint(smooth, smooth_target.value) if smooth else None,
+        smooth=NoiseConstraint(smooth, target) if smooth else None,
         blend=InversionBlend(blend) if blend else None,
         init=init,
         scheduler=scheduler,
@@ -187,7 +196,7 @@ def sample(
         height=height,
         width=width,
         seed=seed,
-        latents=Inversion.open(latents).latents if latents else None,
+        latents=start,
         decoder=decoder,
         device=device,
         dtype=dtype,

@@ -1,4 +1,4 @@
-"""Reading, holding and writing video: `Video`, `VideoWriter` and `check_output`."""
+"""Reading, holding and writing video: `Video`, `VideoWriter`, `check_output` and `check_spared`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,16 @@ from vidsmooth_fast._video_images import FolderFrames, WebPFrames
 from vidsmooth_fast._video_read import ContainerFrames, fit
 from vidsmooth_fast._video_sound import Sound
 from vidsmooth_fast._video_timeline import as_rate
-from vidsmooth_fast._video_write import VideoWriter, check_frame, check_output, check_size, sound_of
+from vidsmooth_fast._video_write import (
+    VideoWriter,
+    check_frame,
+    check_output,
+    check_size,
+    check_spared,
+    sound_of,
+)
 
-__all__ = ["Sound", "Video", "VideoWriter", "check_output"]
+__all__ = ["Sound", "Video", "VideoWriter", "check_output", "check_spared"]
 
 NEAR = 48
 """Frames that `video[i]` decodes forward from the last one asked for rather than seeking anew."""
@@ -34,8 +41,8 @@ class Video:
     None. path: where it was read from, or None.
     """
 
-    def __init__(self, source, frames: range, size: tuple[int, int] | None = None, *, audio=None, fps=None):
-        self._source, self._frames, self._size, self._audio = source, frames, size, audio
+    def __init__(self, source, frames: range, sizes: tuple = (), *, audio=None, fps=None):
+        self._source, self._frames, self._sizes, self._audio = source, frames, sizes, audio
         self._rate = source.fps if fps is None else fps
         self._ahead: tuple[int, Iterator[np.ndarray]] | None = None
         self.metadata: dict = dict(source.metadata)
@@ -96,7 +103,7 @@ class Video:
                 )
             chosen = chosen[:frames]
         rate = None if fps is None else as_rate(fps)
-        video = cls(source, chosen, size, fps=rate)
+        video = cls(source, chosen, () if size is None else (size,), fps=rate)
         if source.has_sound and rate is None:
             begin = source.first_time + start / source.fps
             video._audio = Sound(path, begin, len(chosen) * stride / source.fps)
@@ -128,7 +135,7 @@ class Video:
 
     @property
     def size(self) -> tuple[int, int]:
-        return tuple(self._size or self._source.size)
+        return tuple(self._sizes[-1] if self._sizes else self._source.size)
 
     @property
     def duration(self) -> Fraction:
@@ -161,8 +168,8 @@ class Video:
         return frame
 
     def resized(self, size: tuple[int, int]) -> Video:
-        """The same video at (height, width): each frame scaled to cover it, then its centre cut out."""
-        return self._with(self._frames, check_size(size), self._audio)
+        """The same video at (height, width): each frame, as it is now, scaled to cover it, then its centre cut out."""
+        return self._with(self._frames, (*self._sizes, check_size(size)), self._audio)
 
     def save(self, path: str | os.PathLike, *, metadata: Mapping | None = None) -> Path:
         """Write the video; the format follows the suffix (see `VideoWriter`). Returns the path.
@@ -187,7 +194,9 @@ class Video:
 
     def _read(self, frames: range) -> Iterator[np.ndarray]:
         for frame in self._source.read(frames):
-            yield frame if self._size is None else fit(frame, self._size)
+            for size in self._sizes:
+                frame = fit(frame, size)
+            yield frame
 
     def _part(self, index: slice) -> Video:
         if (index.step or 1) < 1:
@@ -199,10 +208,10 @@ class Video:
         if audio is not None:
             start = audio.start + (frames.start - self._frames.start) / self._rate
             audio = Sound(audio.path, start, len(frames) * frames.step / self._rate)
-        return self._with(frames, self._size, audio)
+        return self._with(frames, self._sizes, audio)
 
-    def _with(self, frames: range, size, audio) -> Video:
-        video = Video(self._source, frames, size, audio=audio, fps=self._rate)
+    def _with(self, frames: range, sizes: tuple, audio) -> Video:
+        video = Video(self._source, frames, sizes, audio=audio, fps=self._rate)
         video.metadata = dict(self.metadata)
         return video
 

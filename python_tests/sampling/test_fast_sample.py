@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 import time
+from fractions import Fraction
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from vidsmooth_fast import InversionBlend, NoiseConstraint, Video, fast_sample, 
 from vidsmooth_fast.sampling import budget
 from vidsmooth_fast.sampling.job import back_and_forth
 from vidsmooth_fast.sampling.windowed import WindowedPredictor
+from vidsmooth_fast.video import Sound
 
 QUICK = dict(steps=3, window=4, stride=2, guidance=2.0, progress=False)
 
@@ -133,7 +136,8 @@ def test_inversion_and_back_returns_to_the_source(clip):
         model.unet.conv_out.weight *= 0.1
     options = dict(QUICK, steps=40, guidance=1.0)
     inversion = invert(model, clip, "a red car", steps=40, window=4, stride=2, progress=False)
-    back = fast_sample(model, "a red car", 7, latents=inversion.latents, **options)
+    back = fast_sample(model, "a red car", 7, latents=inversion, **options)
+    assert back.fps == clip.fps
     error = (back.latents - inversion.clean).pow(2).mean() / inversion.clean.pow(2).mean()
     assert error < 0.02, f"relative error {error:.3f}"
     edited = fast_sample(model, "a red car", 7, source=clip, source_prompt="a red car", **options)
@@ -150,6 +154,13 @@ def test_inversion_is_saved_and_read(model, clip, tmp_path):
     (tmp_path / "broken.safetensors").write_bytes(b"no")
     with pytest.raises(ValueError, match="not a safetensors file"):
         type(inversion).open(tmp_path / "broken.safetensors")
+
+
+def test_a_shorter_clips_sound_is_left_out_aloud(model, clip):
+    loud = Video.from_frames(list(clip), fps=12, audio=Sound(Path("song.wav"), Fraction(0), 7 / clip.fps))
+    with pytest.warns(UserWarning, match="its sound is left out, because it has 7 frames and the video 8"):
+        assert sample(model, frames=8, source=loud).audio is None
+    assert sample(model, frames=7, source=loud).audio is not None
 
 
 def test_low_strength_stays_near_the_source(model, clip):
@@ -296,8 +307,8 @@ def test_ctrl_c_leaves_no_output(model, tmp_path, monkeypatch):
         ({"smooth": NoiseConstraint(0.1, "source")}, "needs a source clip"),
         ({"blend": InversionBlend(0.5)}, "acts on the inversion"),
         ({"latents": torch.zeros(1, 4, 6, 8, 8)}, r"latents: expected shape \(1, 4, 7, 8, 8\)"),
-        ({"latents": [1.0]}, "latents: expected a tensor of finite"),
-        ({"latents": torch.full((1, 4, 7, 8, 8), float("nan"))}, "latents: expected a tensor of finite"),
+        ({"latents": [1.0]}, "latents: expected an Inversion, or a tensor of finite"),
+        ({"latents": torch.full((1, 4, 7, 8, 8), float("nan"))}, "latents: expected an Inversion, or"),
         ({"controls": 1}, "not supported"),
         ({"strength": 0.5}, "there is none"),
         ({"guidance": float("inf")}, "guidance"),

@@ -47,6 +47,7 @@ def test_bad_input(tmp_path):
         ({"prompt": ""}, "prompt: expected"),
         ({"step": 6}, "step: expected 1 to 5, one of the 6 reverse steps"),
         ({"mode": "exact"}, "mode: expected"),
+        ({"n": 0}, "n: expected a whole number of at least 1, got 0"),
         ({"tuning_steps": 0}, "tuning_steps: expected a whole number of at least 1, got 0"),
         ({"lr": -1.0}, "lr: expected a number above 0"),
         ({"sampling_steps": 0}, "steps: expected"),
@@ -60,6 +61,14 @@ def test_bad_input(tmp_path):
             consistency(tiny_model(), sliding(5), prompt, output, **arguments)
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_clip_is_not_overwritten(tmp_path):
+    clip = sliding(4).save(tmp_path / STAGES[0])
+    before = clip.read_bytes()
+    with pytest.raises(ValueError, match="output: .* is the source itself"):
+        consistency(tiny_model(), clip, "a red car", tmp_path, **QUICK)
+    assert clip.read_bytes() == before and list(tmp_path.iterdir()) == [clip]
 
 
 def test_a_folder_holds_one_run(tmp_path, found, monkeypatch):

@@ -102,6 +102,14 @@ def test_size_covers_then_crops_the_centre():
     assert tall.shape == (30, 10, 3) and tall.min() > 190
 
 
+def test_a_second_size_starts_from_the_first():
+    wide = np.zeros((40, 80, 3), np.uint8)
+    wide[:, 20:60] = 200
+    square = Video.from_frames([wide], fps=10).resized((40, 40))
+    again = square.resized((40, 80))[0]
+    assert again.shape == (40, 80, 3) and again.min() == 200, "what was cut off came back"
+
+
 def test_size_is_read_as_height_width(make_clip):
     video = Video.open(make_clip(size=(48, 64)), size=(20, 30))
     assert video.size == (20, 30) and video[0].shape == (20, 30, 3)

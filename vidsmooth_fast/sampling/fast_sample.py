@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,14 @@ from torch import Tensor
 from vidsmooth_fast.conditioning.prompts import Prompt, prompt_keys
 from vidsmooth_fast.models.latent_model import LatentModel
 from vidsmooth_fast.models.loading import choose_device, choose_dtype, load
+from vidsmooth_fast.sampling.inversion import Inversion
 from vidsmooth_fast.sampling.job import Job
 from vidsmooth_fast.sampling.options import Options
 from vidsmooth_fast.sampling.reuse import DeepReuse
-from vidsmooth_fast.sampling.run import Run
+from vidsmooth_fast.sampling.run import DEFAULT_FPS, Run
 from vidsmooth_fast.sampling.smoothing import InversionBlend, NoiseConstraint
 from vidsmooth_fast.sampling.tensor_files import check_folder
-from vidsmooth_fast.video import Video, check_output
+from vidsmooth_fast.video import Video, check_output, check_spared
 
 
 def fast_sample(
@@ -49,7 +51,7 @@ def fast_sample(
     height: int | None = None,
     width: int | None = None,
     seed: int = 0,
-    latents: Tensor | None = None,
+    latents: Tensor | Inversion | None = None,
     decoder: str | os.PathLike = "full",
     controls: Any = None,
     device: str | torch.device | None = None,
@@ -93,7 +95,8 @@ def fast_sample(
     init: "inversion" (with a source), "freenoise", "independent" or "shared".
     height, width: in pixels; the model's own size by default.
     seed: every random number is a function of it and of the frame, so results do not depend on batching.
-    latents: initial latents (1, C, frames, h, w) at the noise of the first timestep, instead of `init`.
+    latents: initial latents (1, C, frames, h, w) at the noise of the first timestep, instead of `init`; or an
+        Inversion, whose last timestep must be the run's first, and whose frame rate is taken where there is no source.
     decoder: "full"; "linear", a preview by a linear map fitted to a few frames; or the directory of a diffusers
         AutoencoderTiny, for previews that are nearly as sharp.
     device, dtype: run a copy of the model there, e.g. "cuda", torch.bfloat16; the caller's stays as it is.
@@ -140,13 +143,17 @@ def fast_sample(
     prompts = {"prompt": prompt, "negative_prompt": negative_prompt, "source_prompt": source_prompt}
     for name, text in prompts.items():
         prompt_keys(text, options.frames, loop=loop, name=name)
+    inversion = latents if isinstance(latents, Inversion) else None
+    latents = latents if inversion is None else inversion.latents
     if latents is not None and not (isinstance(latents, Tensor) and bool(latents.isfinite().all())):
-        raise ValueError("latents: expected a tensor of finite values")
+        raise ValueError("latents: expected an Inversion, or a tensor of finite values")
     if resume is not None:
         check_folder("resume", Path(resume))
     target = check_output(output) if output is not None else None
     if source is not None and not isinstance(source, Video):
         source = Video.open(source)
+    if target is not None and source is not None:
+        check_spared(target, source.path)
     model = _placed(model, device, dtype)
     options = options.for_model(model, has_source=source is not None, has_latents=latents is not None)
     branches = 1 if options.guidance == 1 else 2
@@ -154,7 +161,16 @@ def fast_sample(
     job = Job(model, options, branches=needed, keeps_frames=target is None)
     if latents is not None and tuple(latents.shape) != job.latent_shape:
         raise ValueError(f"latents: expected shape {job.latent_shape}, got {tuple(latents.shape)}")
-    return Run(job, prompt, negative_prompt, source, latents, progress, resume).video(callback, target)
+    if inversion is not None:
+        inversion.check_schedule(job.schedule)
+    if source is not None and source.audio is not None and len(source) < options.frames:
+        warnings.warn(
+            f"source: its sound is left out, because it has {len(source)} frames and the video {options.frames}",
+            stacklevel=2,
+        )
+    rate = source.fps if source is not None else inversion.fps if inversion is not None else DEFAULT_FPS
+    run = Run(job, prompt, negative_prompt, source, latents, progress, resume, fps=rate)
+    return run.video(callback, target)
 
 
 def _placed(model: LatentModel | str | os.PathLike, device, dtype) -> LatentModel:

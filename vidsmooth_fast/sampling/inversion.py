@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,14 +24,14 @@ from vidsmooth_fast.sampling.schedule import Schedule
 from vidsmooth_fast.sampling.smoothing import InversionBlend
 from vidsmooth_fast.sampling.tensor_files import check_folder, read_tensors, write_tensors
 from vidsmooth_fast.sampling.windowed import Piece, WindowedPredictor
-from vidsmooth_fast.video import Video
+from vidsmooth_fast.video import Video, check_spared
 
 
 @dataclass(frozen=True)
 class Inversion:
     """The noise from which deterministic sampling returns to a video.
 
-    latents: (1, C, F, h, w) float32, the noisiest; `fast_sample(..., latents=inversion.latents)` starts there.
+    latents: (1, C, F, h, w) float32, the noisiest; `fast_sample(..., latents=inversion)` starts there.
     clean: (1, C, F, h, w) float32, the video's own latents. timesteps: the network's, in the order of evaluation.
     prompt: the text used. fps: of the source.
     """
@@ -56,6 +57,15 @@ class Inversion:
             )
         timesteps = tuple(tensors["timesteps"].tolist())
         return cls(tensors["latents"], tensors["clean"], timesteps, meta["prompt"], float(meta["fps"]))
+
+    def check_schedule(self, schedule: Schedule) -> None:
+        """Raises ValueError for a schedule that does not start at the noise level of `latents`."""
+        ends, starts = self.timesteps[-1], schedule.steps[0].timestep
+        if not math.isclose(ends, starts, rel_tol=1e-6, abs_tol=1e-3):
+            raise ValueError(
+                f"latents: inverted to timestep {ends:g} in {len(self.timesteps)} steps, and this run's "
+                f"{len(schedule.steps)} start at {starts:g}; expected the steps and scheduler of the inversion"
+            )
 
 
 def invert_latents(
@@ -173,16 +183,17 @@ def invert(
 
     model, video: as in `fast_sample`. prompt: what the video shows; may be empty. frames: how many; all by default.
     steps, scheduler: the schedule on which sampling will come back. device, dtype: for a model given by name.
-    output: also save the result there. The other options are those of `fast_sample`.
+    output: also save the result there, a .safetensors file. The other options are those of `fast_sample`.
 
-    Returns an Inversion; `fast_sample(model, prompt, frames=len(video), latents=inversion.latents, ...)` starts there.
+    Returns an Inversion; `fast_sample(model, prompt, frames=len(video), latents=inversion, ...)` starts there.
     Raises ValueError for options that cannot be met, MemoryError when the estimate exceeds what is free.
     Source: Song et al., DDIM, eq. 14 reversed; network evaluated at the target timestep as in Tune-A-Video.
     """
-    if output is not None:
-        check_folder("output", Path(output))
+    target = _target(output) if output is not None else None
     if not isinstance(video, Video):
         video = Video.open(video)
+    if target is not None:
+        check_spared(target, video.path)
     options = Options(
         frames=len(video) if frames is None else frames,
         source_prompt=prompt,
@@ -217,6 +228,15 @@ def invert(
         )
     timesteps = tuple(step.timestep for step in job.schedule.inversion_steps())
     inversion = Inversion(latents.clone(), clean.clone(), timesteps, prompt, float(video.fps))
-    if output is not None:
-        inversion.save(output)
+    if target is not None:
+        inversion.save(target)
     return inversion
+
+
+def _target(output: str | os.PathLike) -> Path:
+    """Where the result goes, checked before any work."""
+    path = Path(output).expanduser()
+    if path.suffix != ".safetensors" or path.is_dir():
+        raise ValueError(f"output: expected the name of a .safetensors file, got {path}")
+    check_folder("output", path)
+    return path

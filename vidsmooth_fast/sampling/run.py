@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,8 @@ DEFAULT_FPS = 8
 class Run:
     """The inputs of one run, checked against its checkpoint.
 
-    job: model and options. prompt, negative_prompt, source, latents, progress, resume: as in `fast_sample`.
+    job: model and options. prompt, negative_prompt, source, latents, progress, resume: as in `fast_sample`. fps: of the
+    result.
     Raises ValueError for a checkpoint of another run.
     """
 
@@ -40,8 +42,10 @@ class Run:
         latents: Tensor | None,
         progress: bool,
         resume: str | os.PathLike | None,
+        *,
+        fps: Fraction | float = DEFAULT_FPS,
     ):
-        self.job = job
+        self.job, self.fps = job, fps
         self.source = job.fit(source) if source is not None else None
         self.latents = latents
         self.settings = {
@@ -163,16 +167,15 @@ class Run:
     def _decode(self, latents: Tensor, target: Path | None) -> Video:
         """Frames from latents, a few at a time: into the file `target`, encoded meanwhile, or kept as bytes."""
         options = self.job.options
-        fps = self.source.fps if self.source is not None else DEFAULT_FPS
         sound = self.source if self.source is not None and len(self.source) == options.frames else None
         metadata = {"vidsmooth_fast": self.settings}
         self.progress.phase("decoding", options.frames, unit="frame")
         frames = self._decoded(latents)
         if target is None:
-            return Video.from_frames(list(frames), fps=fps, audio=sound, metadata=metadata)
+            return Video.from_frames(list(frames), fps=self.fps, audio=sound, metadata=metadata)
         size = (options.height, options.width)
         with (
-            VideoWriter(target, fps, size, audio_from=sound, metadata=metadata) as writer,
+            VideoWriter(target, self.fps, size, audio_from=sound, metadata=metadata) as writer,
             EncodingThread(writer) as encoder,
         ):
             for frame in frames:

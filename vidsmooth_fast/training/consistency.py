@@ -27,7 +27,7 @@ from vidsmooth_fast.sampling.tensor_files import check_folder
 from vidsmooth_fast.training.fusion import MODES, average_fusion
 from vidsmooth_fast.training.noising import Noising
 from vidsmooth_fast.training.tuner import tune
-from vidsmooth_fast.video import Video
+from vidsmooth_fast.video import Video, check_spared
 from vidsmooth_fast.video_panels import side_by_side
 
 STAGES = ("1-separate.mp4", "2-masks.mp4", "2-fused.mp4", "3-tuned", "4-consistent.mp4", "stages.mp4")
@@ -83,8 +83,9 @@ def consistency(
         raise ValueError(f"prompt: expected what the result shall show, got {prompt!r}")
     if mode not in MODES:
         raise ValueError(f"mode: expected {' or '.join(MODES)}, got {mode!r}")
-    if isinstance(tuning_steps, bool) or not isinstance(tuning_steps, int) or tuning_steps < 1:
-        raise ValueError(f"tuning_steps: expected a whole number of at least 1, got {tuning_steps!r}")
+    for name, value in (("n", n), ("tuning_steps", tuning_steps)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
     if isinstance(lr, bool) or not isinstance(lr, (int, float)) or not 0 < lr < math.inf:
         raise ValueError(f"lr: expected a number above 0, got {lr!r}")
     predictor = None if sam is None else load_predictor(sam)
@@ -93,6 +94,8 @@ def consistency(
         raise ValueError(f"output: expected a folder, got the file {folder}")
     model = load_networks(model, device=device or "auto", dtype="float32")
     source = video if isinstance(video, Video) else Video.open(video)
+    for stage in STAGES:
+        check_spared(folder / stage, source.path)
     count = len(source) if frames is None else min(frames, len(source))
     if count < 2:
         raise ValueError(f"video: expected at least 2 frames to learn motion from, got {count}")
