@@ -88,6 +88,18 @@ def test_few_frames(each_backend, poisoned, within_rule, case, frames):
     check(within_rule, pred, x, [0], weights, settings, videos)
 
 
+def test_the_default_dtype_changes_nothing(each_backend):
+    pred, x, weights, settings, videos = inputs("everything")
+    expected = ops.denoise_step(pred, x, STARTS, weights, **settings, **videos)
+    torch.set_default_dtype(torch.float16)  # half the bytes of what the kernels write
+    try:
+        got = ops.denoise_step(pred, x, STARTS, weights, **settings, **videos)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for ours, wanted in zip(got, expected, strict=True):
+        assert ours.dtype == torch.float32 and torch.equal(ours, wanted)
+
+
 @pytest.mark.parametrize("pixels", [(1, 1), (65, 67)], ids=str)
 def test_tiles(each_backend, poisoned, within_rule, pixels):
     pred, x, weights, settings, videos = inputs("everything", pixels=pixels, batch=1)

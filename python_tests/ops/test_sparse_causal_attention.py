@@ -176,6 +176,25 @@ def check_gradients(within_rule, batch, frames, pixels, heads, width, rows, dtyp
         within_rule(actual, by_torch, exact)
 
 
+def test_the_default_dtype_changes_nothing(each_backend):
+    torch.manual_seed(0)
+    qkv, rows = inputs(2, 3, 17, 2 * 20), PATTERNS["neighbours"](3)
+
+    def run():
+        leaves = [t.clone().requires_grad_() for t in qkv]
+        out = ops.sparse_causal_attention(*leaves, frames=3, heads=2, kv_frames=rows)
+        return (out, *torch.autograd.grad(out.sum(), leaves))
+
+    expected = run()
+    torch.set_default_dtype(torch.float16)  # half the bytes of what the kernels write
+    try:
+        got = run()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for ours, wanted in zip(got, expected, strict=True):
+        assert torch.equal(ours, wanted)
+
+
 def test_gradients_of_views(each_backend):
     """Parts of a fused projection, a gradient whose columns lie apart, and queries alone."""
     torch.manual_seed(0)

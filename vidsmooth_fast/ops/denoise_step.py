@@ -78,8 +78,8 @@ def _compiled(
     noise_scale: float,
     loop: bool,
 ) -> tuple[Tensor, Tensor]:
-    out = torch.empty(x.shape, device=x.device)
-    clean = torch.empty(0 if to_clean is None else x.shape, device=x.device)
+    out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
+    clean = out.new_empty(0 if to_clean is None else x.shape)
     coverage = _windows.compiled_coverage(pred.device, tuple(starts), pred.shape[4], x.shape[2])
     videos = []
     for video in (x, history, reference, noise):

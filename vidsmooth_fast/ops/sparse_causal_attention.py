@@ -116,7 +116,7 @@ def _cpu_backward(grad, q, k, v, kv_frames, *, frames, heads, scale=None, keys=T
     batch, width = q.shape[0] // frames, q.shape[2] // heads
     first, key, bias = _sources(kv_frames.tolist())
     to_q, to_k, to_v = _backward_fake(grad, q, k, v, kv_frames, keys=keys)
-    parts = torch.empty(2, batch, len(key), *q.shape[1:]) if keys else None
+    parts = torch.empty(2, batch, len(key), *q.shape[1:], dtype=torch.float32) if keys else None
     extension().sparse_causal_attention_backward(
         DTYPE_CODES[q.dtype],
         _sizes(q, k, frames, heads),
@@ -160,7 +160,7 @@ def _sources_on(
     """:func:`_sources` as tensors on a device, copied there once; no bias where all are 0."""
     first, key, bias = _sources(rows)
     integers = (torch.tensor(numbers, dtype=torch.int32, device=device) for numbers in (first, key))
-    return *integers, torch.tensor(bias, device=device) if any(bias) else None
+    return *integers, torch.tensor(bias, dtype=torch.float32, device=device) if any(bias) else None
 
 
 @functools.cache  # kept like `_sources_on`; made on the CPU, because what a graph's own kernels write is the graph's
