@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 import vidsmooth_fast as vsf
+from vidsmooth_fast.metrics.autoencoder import Autoencoder
 from vidsmooth_fast.metrics.base import Moment
+from vidsmooth_fast.metrics.clip_model import Clip
 from vidsmooth_fast.metrics.flow import RaftFlow, raft_missing
 from vidsmooth_fast.metrics.registry import METRICS, WEIGHT_FREE
 from vidsmooth_fast.metrics.report import bootstrap_interval
+from vidsmooth_fast.models.loading import EMBEDDED
 
 from .clips import pan, video
 
@@ -135,6 +140,23 @@ def test_bad_input(networks, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="clip: cannot read"):
         vsf.evaluate(clip, **{**networks, "clip": tmp_path})
+
+
+@pytest.mark.parametrize("part", ["clip", "autoencoder"])
+def test_networks_that_are_not_whole_are_refused(tmp_path, part):
+    """transformers and diffusers would fill in random weights, and the numbers would mean nothing."""
+    name = {"clip": "sprite-world-clip", "autoencoder": "sprite-world/vae"}[part]
+    folder = shutil.copytree(EMBEDDED / name, tmp_path / part)
+    path = next(folder.glob("*.safetensors"))
+    kept = {
+        name: t
+        for name, t in load_file(path).items()
+        if "layers.0.mlp" not in name and "mid_block" not in name
+    }
+    save_file(kept, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"{part}: cannot read .* missing weights .* more") as caught:
+        {"clip": Clip, "autoencoder": Autoencoder}[part](folder)
+    assert "\n" not in str(caught.value)
 
 
 def test_weight_free_metrics_need_no_model():

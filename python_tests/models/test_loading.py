@@ -14,7 +14,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-from python_tests.tiny import tiny_model
+from python_tests.tiny import tiny_model, tiny_tokenizer
 from vidsmooth_fast.models import hub, load
 from vidsmooth_fast.models import loading as loading_module
 from vidsmooth_fast.models.weights import is_temporal, weight_names
@@ -269,6 +269,43 @@ def test_broken_directories(copy, tmp_path):
     broken("lacks vae")
 
 
+def test_parts_that_are_not_whole(copy):
+    """transformers and diffusers would fill in random weights, or make a tokenizer that knows nothing."""
+
+    def refused(message: str) -> None:
+        with pytest.raises(ValueError, match=message) as error:
+            load(copy)
+        one_line(error)
+
+    def without(path: Path, part: str) -> bytes:
+        whole = path.read_bytes()
+        kept = {name: tensor for name, tensor in load_file(path).items() if part not in name}
+        save_file(kept, path, metadata={"format": "pt"})
+        return whole
+
+    encoder, vae = (
+        copy / "text_encoder" / "model.safetensors",
+        copy / "vae" / f"{WEIGHTS}.safetensors",
+    )
+    whole = without(encoder, "layers.0.mlp.fc1")
+    refused("text encoder .* missing weights .*mlp.fc1.bias, .*mlp.fc1.weight")
+    encoder.write_bytes(whole[: len(whole) // 2])
+    refused("cannot read the text encoder")
+    encoder.write_bytes(whole)
+    whole = without(vae, "decoder.mid_block")
+    refused(r"autoencoder .* missing weights decoder\.mid_block.* and \d+ more")
+    vae.write_bytes(whole)
+    load(copy)
+    edit_json(copy / "text_encoder" / "config.json", vocab_size=100)
+    refused("cannot read the text encoder")
+    shutil.rmtree(copy / "tokenizer")
+    (copy / "tokenizer").mkdir()
+    edit_json(copy / "text_encoder" / "config.json", vocab_size=len(tiny_tokenizer()))
+    refused("expected tokenizer.json, or vocab.json and merges.txt")
+    (copy / "unet" / "config.json").write_text("[]")
+    refused("expected a JSON object in .*config.json, got list")
+
+
 def test_unknown_prediction_type(copy):
     edit_json(copy / "scheduler" / "scheduler_config.json", prediction_type="noise")
     with pytest.raises(ValueError, match="prediction_type"):
@@ -284,6 +321,8 @@ def test_unknown_names_say_what_would_work(tmp_path):
         load(tmp_path)
     with pytest.raises(ValueError, match="device"):
         load(tmp_path, device="abacus")
+    with pytest.raises(ValueError, match="device: expected .* got 'meta'"):
+        load(tmp_path, device="meta")
     with pytest.raises(ValueError, match="dtype"):
         load(tmp_path, dtype="int8")
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from vidsmooth_fast.metrics.clip_model import find_place, first_line
+from vidsmooth_fast.metrics.clip_model import find_place
 from vidsmooth_fast.models.loading import choose_device
+from vidsmooth_fast.models.pretrained import read_pretrained
 
 EMBEDDED_AUTOENCODER = "sprite-world"
 
@@ -30,11 +31,11 @@ class Autoencoder:
         place, options = find_place(self.name, "autoencoder", "config.json", "vae")
         self._device = choose_device(device)
         try:
-            vae = AutoencoderKL.from_pretrained(
-                place, torch_dtype=torch.float32, low_cpu_mem_usage=False, **options
+            vae = read_pretrained(
+                AutoencoderKL, place, torch_dtype=torch.float32, low_cpu_mem_usage=False, **options
             )
-        except Exception as error:  # a missing repository, file, key and network are all different classes
-            raise ValueError(f"autoencoder: cannot read {self.name!r}: {first_line(error)}") from error
+        except ValueError as error:
+            raise ValueError(f"autoencoder: cannot read {self.name!r}: {error}") from error
         self._vae = vae.eval().to(self._device, memory_format=torch.channels_last)
         self.downsampling = 2 ** (len(vae.config.block_out_channels) - 1)
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from vidsmooth_fast.models.loading import EMBEDDED, choose_device
+from vidsmooth_fast.models.pretrained import first_line, read_pretrained, read_tokenizer
 from vidsmooth_fast.models.video_model import quiet_transformers
 
 EMBEDDED_CLIP = "sprite-world-clip"
@@ -32,20 +33,19 @@ class Clip:
     """
 
     def __init__(self, name_or_path: str | os.PathLike = EMBEDDED_CLIP, *, device: str = "auto") -> None:
-        from transformers import CLIPModel, CLIPTokenizer
+        from transformers import CLIPModel
 
         self.name = os.fspath(name_or_path)
         place, options = find_place(self.name, "clip", "config.json")
         self._device = choose_device(device)
         try:
             with quiet_transformers():
-                self._model = (
-                    CLIPModel.from_pretrained(place, dtype=torch.float32, **options).eval().to(self._device)
-                )
+                model = read_pretrained(CLIPModel, place, dtype=torch.float32, **options)
                 self._pixels = image_processor().from_pretrained(place, **options)
-                self._tokenizer = CLIPTokenizer.from_pretrained(place, **options)
+                self._tokenizer = read_tokenizer(place, model.config.text_config.vocab_size, **options)
         except Exception as error:  # a missing repository, file, key and network are all different classes
             raise ValueError(f"clip: cannot read {self.name!r}: {first_line(error)}") from error
+        self._model = model.eval().to(self._device)
 
     def images(self, frames: Sequence[np.ndarray]) -> np.ndarray:
         """(n, D) float64, each row of length 1, of (H, W, 3) uint8 frames."""
@@ -88,7 +88,3 @@ def find_place(name: str, argument: str, note: str, inside: str = "") -> tuple[s
     raise ValueError(
         f"{argument}: {name!r} is neither an embedded model, a directory, nor a Hub id like owner/name"
     )
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

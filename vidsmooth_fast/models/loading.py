@@ -12,6 +12,7 @@ import torch
 from .bundle import is_bundle
 from .bundle_model import BundleModel
 from .latent_model import LatentModel
+from .pretrained import read_pretrained, read_tokenizer
 from .video_model import VideoModel, quiet_transformers
 from .weights import build_unet, find_weights, read_weights
 
@@ -31,8 +32,8 @@ def choose_device(device: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
+        torch.empty(1, device=chosen).item()  # not possible on "meta" either
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"device: expected 'auto' or a device of this machine, got {device!r}") from error
     return chosen
 
@@ -129,9 +130,12 @@ def read_json(path: Path) -> dict:
     if not path.is_file():
         raise ValueError(f"model: expected {path.name} in {path.parent}, found none")
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"model: {path} is not valid JSON") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"model: expected a JSON object in {path}, got {type(found).__name__}")
+    return found
 
 
 def _read(root: Path, name: str, dtype: torch.dtype) -> VideoModel:
@@ -174,29 +178,23 @@ def _read_vae(folder: Path, dtype: torch.dtype):
     from diffusers import AutoencoderKL
 
     options = _variant(find_weights(folder, "diffusion_pytorch_model"))
+    options |= {"torch_dtype": dtype, "local_files_only": True, "low_cpu_mem_usage": False}
     try:
-        return AutoencoderKL.from_pretrained(
-            folder, torch_dtype=dtype, local_files_only=True, low_cpu_mem_usage=False, **options
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"model: cannot read the autoencoder in {folder}: {_first_line(error)}") from error
+        return read_pretrained(AutoencoderKL, folder, **options)
+    except ValueError as error:
+        raise ValueError(f"model: cannot read the autoencoder in {folder}: {error}") from error
 
 
 def _read_text(root: Path):
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextModel
 
     stem = "model" if any((root / "text_encoder").glob("model*.safetensors")) else "pytorch_model"
     options = _variant(find_weights(root / "text_encoder", stem))
+    options |= {"dtype": torch.float32, "local_files_only": True}
     try:
         with quiet_transformers():
-            encoder = CLIPTextModel.from_pretrained(
-                root / "text_encoder", dtype=torch.float32, local_files_only=True, **options
-            )
-        tokenizer = CLIPTokenizer.from_pretrained(root / "tokenizer", local_files_only=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"model: cannot read the text encoder in {root}: {_first_line(error)}") from error
+            encoder = read_pretrained(CLIPTextModel, root / "text_encoder", **options)
+        tokenizer = read_tokenizer(root / "tokenizer", encoder.config.vocab_size, local_files_only=True)
+    except ValueError as error:
+        raise ValueError(f"model: cannot read the text encoder in {root}: {error}") from error
     return encoder, tokenizer
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

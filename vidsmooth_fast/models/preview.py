@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .latent_model import LatentModel
+from .pretrained import read_pretrained
 
 FITTED = 4
 """Frames that are decoded in full to fit the linear preview."""
@@ -59,11 +60,9 @@ class TinyDecoder:
                 f"decoder: expected full, linear or the directory of an AutoencoderTiny, got {str(path)!r}"
             )
         try:
-            tiny = AutoencoderTiny.from_pretrained(path, local_files_only=True, low_cpu_mem_usage=False)
-        except (OSError, ValueError, RuntimeError, TypeError) as error:
-            raise ValueError(
-                f"decoder: {path} does not load as an AutoencoderTiny ({_first_line(error)})"
-            ) from None
+            tiny = read_pretrained(AutoencoderTiny, path, local_files_only=True, low_cpu_mem_usage=False)
+        except ValueError as error:
+            raise ValueError(f"decoder: {path} does not load as an AutoencoderTiny ({error})") from None
         config = tiny.config
         channels = config.latent_channels
         scale = config.upsampling_scaling_factor ** (len(config.num_decoder_blocks) - 1)
@@ -81,7 +80,3 @@ class TinyDecoder:
             z = part.to(self._tiny.device, self._tiny.dtype) / self._tiny.config.scaling_factor
             pixels = (self._tiny.decode(z, return_dict=False)[0].float() + 1) * 127.5
             yield from pixels.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

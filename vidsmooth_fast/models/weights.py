@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .pretrained import some
 from .unet import VideoUNet
 
 # Preference: the published full-precision file, then half precision; safetensors before pickles.
@@ -51,10 +52,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
 def is_temporal(name: str) -> bool:
     """Whether a parameter belongs to the layers that inflation adds."""
     return ".attn_temp." in name or ".norm_temp." in name or ".conv_temp." in name
@@ -92,10 +89,10 @@ def build_unet(config: dict, state: dict[str, Tensor], *, source: str, dtype: to
     if temporal and len(temporal) == len([k for k in wanted if is_temporal(k)]) and flat:
         missing = [k for k in missing if not is_temporal(k)]
     if missing:
-        raise ValueError(f"{source}: missing weights {_some(missing)}")
+        raise ValueError(f"{source}: missing weights {some(missing)}")
     unknown = [k for k in state if k not in wanted]
     if unknown:
-        raise ValueError(f"{source}: unknown weights {_some(unknown)}")
+        raise ValueError(f"{source}: unknown weights {some(unknown)}")
     for name, like in wanted.items():
         if name in state and state[name].shape != like.shape:
             shape = tuple(state[name].shape)
