@@ -121,9 +121,16 @@ def _linear_flop(x: torch.Size, weight: torch.Size, *_: object, **__: object) ->
     return 2 * math.prod(x) * weight[0]
 
 
+def _convolution_flop(x: torch.Size, weight: torch.Size, *_: object, **__: object) -> int:
+    """36 products for every 4 x 4 pixels, which is what `ops.convolution` does on a CPU."""
+    images, channels, height, width = x
+    return 2 * 36 * images * -(-height // 4) * -(-width // 4) * channels * weight[0]
+
+
 def flop_counter() -> FlopCounterMode:
-    """A counter of matrix products, with the attentions and layers that PyTorch's own does not know."""
-    known = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flop}
+    """A counter of the matrix products that are made, with the attentions and layers that PyTorch's does not know."""
+    known = {torch.ops.vidsmooth.convolution: _convolution_flop}
+    known[torch.ops.aten._scaled_dot_product_flash_attention_for_cpu] = _attention_flop
     if torch.backends.mkldnn.is_available():
         known[torch.ops.mkldnn._linear_pointwise] = _linear_flop
     for name, formula in (("temporal", _temporal_flop), ("sparse_causal", _sparse_causal_flop)):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vidsmooth_fast import ops
-from vidsmooth_fast.models import VideoUNet, blocks, linear, unet
+from vidsmooth_fast.models import VideoUNet, blocks, convolution, linear, unet
 from vidsmooth_fast.ops import _dispatch
 from vidsmooth_fast.sampling import job
 from vidsmooth_fast.sampling.denoiser import UNetDenoiser
@@ -117,6 +117,7 @@ SWITCHES = {
     "attention's products in fp32": _single_products,
     "without the one-pass step": _in_pytorch(ops, "denoise_step"),
     "without the feed-forward in pieces": lambda _: mock.patch.object(blocks.FeedForward, "CHUNK", 1 << 30),
+    "convolutions by oneDNN": lambda _: mock.patch.object(convolution, "_pays", lambda *_: False),
     "without oneDNN's linear layers": lambda _: mock.patch.object(linear, "AVAILABLE", False),
     "doubling by enlargement and convolution": lambda _: mock.patch.object(
         blocks.Upsample, "WORTH", math.inf

@@ -21,6 +21,7 @@ OPERATORS = {
     "temporal_attention": "temporal attention",
     "sparse_causal_attention": "sparse-causal attention",
     "group_norm_silu": "group norm and SiLU",
+    "convolution": "3x3 convolution by minimal filtering",
 }
 
 INTRODUCTION = """# Performance

@@ -271,6 +271,22 @@ void group_norm_silu_backward(int dtype, const Sizes& size, Address x,
     VIDSMOOTH_CALL(group_norm_silu_backward, a);
 }
 
+// size: images, height, width, input channels, output channels.
+void convolution(int dtype, const Sizes& size, Address x, const std::array<std::int64_t, 3>& strides,
+                 Address weight, Address bias, Address out, int threads) {
+    ConvolutionArgs a;
+    a.dtype = static_cast<DType>(dtype);
+    a.images = size[0], a.height = size[1], a.width = size[2], a.in_channels = size[3],
+    a.out_channels = size[4];
+    a.x = pointer<const void>(x);
+    std::copy(strides.begin(), strides.end(), a.stride);
+    a.weight = pointer<const void>(weight);
+    a.bias = pointer<const float>(bias);
+    a.out = pointer(out);
+    a.threads = threads;
+    VIDSMOOTH_CALL(convolution, a);
+}
+
 }  // namespace
 }  // namespace vidsmooth
 
@@ -294,4 +310,5 @@ PYBIND11_MODULE(_C, m) {
     m.def("sparse_causal_attention_backward", &sparse_causal_attention_backward, no_gil);
     m.def("group_norm_silu", &group_norm_silu, no_gil);
     m.def("group_norm_silu_backward", &group_norm_silu_backward, no_gil);
+    m.def("convolution", &convolution, no_gil);
 }

@@ -104,6 +104,17 @@ struct GroupNormSiluBackwardArgs {
     double* sums;            // (images / frames, 2, channels): gradients of bias and weight, for every set
 };
 
+struct ConvolutionArgs {                                       // 3 x 3, stride 1, zeros around
+    DType dtype;                                               // of x, weight and out
+    int64_t images, height, width, in_channels, out_channels;  // channels: multiples of 16
+    const void* x;                                             // (images, height, width, in_channels)
+    int64_t stride[3];   // from image to image, row to row and pixel to pixel
+    const void* weight;  // (out_channels, 3, 3, in_channels)
+    const float* bias;   // (out_channels)
+    void* out;           // (images, height, width, out_channels)
+    int threads;
+};
+
 struct SparseCausalAttentionArgs {
     DType dtype;
     int64_t batch, frames, pixels, heads, width;  // width: d, columns of one head
@@ -159,5 +170,6 @@ VIDSMOOTH_DECLARE(temporal_attention, TemporalAttentionArgs)
 VIDSMOOTH_DECLARE(sparse_causal_attention, SparseCausalAttentionArgs)
 VIDSMOOTH_DECLARE(sparse_causal_attention_backward, SparseCausalAttentionBackwardArgs)
 VIDSMOOTH_DECLARE(group_norm_silu, GroupNormSiluArgs)
+VIDSMOOTH_DECLARE(convolution, ConvolutionArgs)
 VIDSMOOTH_DECLARE(group_norm_silu_backward, GroupNormSiluBackwardArgs)
 }  // namespace vidsmooth

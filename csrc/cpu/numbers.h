@@ -4,10 +4,10 @@
 
 namespace vidsmooth::VIDSMOOTH_ISA {
 
-inline int64_t least(int64_t a, int64_t b) {
+constexpr int64_t least(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
-inline int64_t most(int64_t a, int64_t b) {
+constexpr int64_t most(int64_t a, int64_t b) {
     return a > b ? a : b;
 }
 

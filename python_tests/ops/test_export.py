@@ -20,6 +20,10 @@ CALLS = {
         lambda pred, x, w: ops.denoise_step(pred, x, [0, 2, 4], w, **STEP),
         (torch.stack([WINDOWS, WINDOWS]), VIDEO, WEIGHTS),
     ),
+    "convolution": lambda: (
+        ops.convolution,
+        (torch.randn(2, 16, 4, 5), torch.randn(32, 16, 3, 3), torch.randn(32)),
+    ),
     "group_norm_silu": lambda: (
         lambda x, w, b: ops.group_norm_silu(x, w, b, groups=3, frames=2),
         (torch.randn(4, 6, 3, 5), torch.randn(6), torch.randn(6)),

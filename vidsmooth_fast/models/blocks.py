@@ -21,6 +21,7 @@ from vidsmooth_fast.ops.group_norm_silu import group_norm_silu
 from vidsmooth_fast.ops.sparse_causal_attention import sparse_causal_attention
 from vidsmooth_fast.ops.temporal_attention import temporal_attention
 
+from .convolution import convolution
 from .frozen import FrozenFeedForward, FrozenTaps, frozen
 from .linear import linear
 
@@ -425,11 +426,11 @@ class ResnetBlock(nn.Module):
         (time,) = ctx.here or (ctx.time[self.index],)
         h = normalise(x, self.norm1, over)
         if time.shape[0] == 1:  # one timestep for everything: the convolution's bias carries it at no cost
-            h = F.conv2d(h, self.conv1.weight, self.conv1.bias + time[0], padding=1)
+            h = convolution(h, self.conv1.weight, self.conv1.bias + time[0])
         else:
             per_image = time[:, None].expand(-1, x.shape[0] // time.shape[0], -1).flatten(0, 1)
-            h = self.conv1(h) + per_image[:, :, None, None]
-        h = self.conv2(normalise(h, self.norm2, over))
+            h = convolution(h, self.conv1.weight, self.conv1.bias) + per_image[:, :, None, None]
+        h = convolution(normalise(h, self.norm2, over), self.conv2.weight, self.conv2.bias)
         if self.conv_temp is not None and ctx.frames > 1 and not ctx.skip_temporal:
             h = self.conv_temp(h, ctx)
         h = h + (x if self.conv_shortcut is None else self.conv_shortcut(x))

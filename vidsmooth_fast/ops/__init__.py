@@ -1,6 +1,7 @@
 """The fused operators: one name each, found in `ops/<name>.py` with its schema, reference and dispatch."""
 
 from ._dispatch import backend, report
+from .convolution import convolution
 from .denoise_step import denoise_step
 from .group_norm_silu import group_norm_silu
 from .inversion_blend import inversion_blend
@@ -11,6 +12,7 @@ from .window_merge import window_merge
 
 __all__ = [
     "backend",
+    "convolution",
     "denoise_step",
     "group_norm_silu",
     "inversion_blend",

@@ -98,6 +98,14 @@ def _cpu(q, k, v, weights=None, *, frames, heads, scale=None, starts=None):
     return out
 
 
+def _spills(q, frames, heads, most_frames, most_width) -> str:
+    """Why not in fp32, whose tiles are multiplied in registers; the limits come from compiling for sm_90."""
+    width = q.shape[-1] // heads
+    if q.device.type == "cpu" or q.dtype != torch.float32 or frames <= most_frames or width <= most_width:
+        return ""
+    return f"the Triton kernel spills registers for more than {most_frames} frames of fp32 heads of {width} columns"
+
+
 def _triton_supports(q, k=None, v=None, weights=None, *, frames=1, heads=1, starts=None, **_settings):
     for t in (q, k, v):
         if t is not None and t.stride(-1) != 1 and t.shape[-1] != 1:
@@ -106,13 +114,8 @@ def _triton_supports(q, k=None, v=None, weights=None, *, frames=1, heads=1, star
         return False, f"the Triton kernel takes heads of up to 256 columns, got {q.shape[-1] // heads}"
     if q.dim() == 3 and q.shape[1] * heads >= 2**30:
         return False, f"the Triton kernel takes up to 2^30 pixels times heads, got {q.shape[1] * heads}"
-    if q.device.type != "cpu" and q.dtype == torch.float32 and frames > 32 and q.shape[-1] // heads > 80:
-        # tiles of 64 rows, multiplied in registers: compiled for sm_90, 160 columns spill 40 to 84 kB, 128 34 kB
-        width = q.shape[-1] // heads
-        return (
-            False,
-            f"the Triton kernel spills registers for more than 32 frames of fp32 heads of {width} columns",
-        )
+    if why := _spills(q, frames, heads, most_frames=16, most_width=80):
+        return False, why
     if weights is not None and frames > 128 and len(weights) > 33:
         return (
             False,
@@ -121,12 +124,15 @@ def _triton_supports(q, k=None, v=None, weights=None, *, frames=1, heads=1, star
     return triton_supports(q)
 
 
-def _triton_backward_supports(grad, q=None, k=None, v=None, weights=None, *, frames=1, **settings):
+def _triton_backward_supports(grad, q=None, k=None, v=None, weights=None, *, frames=1, heads=1, **settings):
     if frames > 64:
         return False, f"the Triton kernel for gradients takes up to 64 frames, got {frames}"
     if grad.dim() == 3 and grad.stride(-1) != 1 and grad.shape[-1] != 1:
         return False, "the Triton kernel needs stride 1 on the last axis of the gradient"
-    return _triton_supports(grad if q is None else q, k, v, weights, frames=frames, **settings)
+    if why := _spills(grad, frames, heads, most_frames=32 if weights is None else 16, most_width=40):
+        return False, why
+    q = grad if q is None else q
+    return _triton_supports(q, k, v, weights, frames=frames, heads=heads, **settings)
 
 
 @functools.cache  # a few kB each, kept for good: captured graphs go on reading them

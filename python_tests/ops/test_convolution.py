@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.library import opcheck
+
+from vidsmooth_fast import ops
+from vidsmooth_fast.ops import _dispatch
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+SHAPES = {  # images, channels in and out, height, width
+    "one pixel": (1, 16, 16, 1, 1),
+    "one tile": (2, 32, 48, 4, 4),
+    "uneven": (3, 48, 80, 9, 7),
+    "a row": (2, 16, 64, 1, 21),
+    "many tiles": (5, 16, 32, 24, 20),
+    "weights in several passes": (1, 1280, 336, 5, 4),
+}
+
+
+def kernels() -> list[str]:
+    module = _dispatch.extension()
+    return ["torch", *(module.isas() if module else [])]
+
+
+@pytest.fixture(params=kernels())
+def each_kernel(request):
+    """On plain PyTorch, and on the C++ kernel of every instruction set there is."""
+    with ops.backend("torch" if request.param == "torch" else "cpu"):
+        module = _dispatch.extension()
+        before = module.isa() if module else ""
+        if request.param != "torch":
+            module.set_isa(request.param)
+        yield request.param
+        if module:
+            module.set_isa(before)
+
+
+def inputs(images, channels, out, height, width, dtype=torch.float32):
+    torch.manual_seed(0)
+    x = torch.randn(images, channels, height, width).to(dtype, memory_format=torch.channels_last)
+    weight = torch.randn(out, channels, 3, 3) / (9 * channels) ** 0.5
+    return x, weight.to(dtype), torch.randn(out).to(dtype)
+
+
+def exactly(x, weight, bias):
+    return F.conv2d(x.double(), weight.double(), None if bias is None else bias.double(), padding=1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", SHAPES)
+def test_against_the_equation(each_kernel, poisoned, within_rule, case, dtype):
+    x, weight, bias = inputs(*SHAPES[case], dtype)
+    for b in (bias, None):
+        got, exact = ops.convolution(x, weight, b), exactly(x, weight, b)
+        assert got.dtype == dtype and got.is_contiguous(memory_format=torch.channels_last)
+        if (
+            dtype == torch.float32
+        ):  # 36 products for 16 pixels: at most 3e-5 of their deviation, which is about 1
+            assert (got - exact).abs().max() <= 3e-5
+        else:
+            within_rule(got, F.conv2d(x, weight, b, padding=1), exact)
+
+
+def test_the_usual_error_is_a_few_times_that_of_a_plain_sum(each_kernel):
+    x, weight, bias = inputs(4, 256, 64, 16, 16)
+    exact = exactly(x, weight, bias)
+    ours, plain = (
+        (y - exact).square().mean().sqrt()
+        for y in (ops.convolution(x, weight, bias), F.conv2d(x, weight, bias, padding=1))
+    )
+    assert ours <= 8 * plain and ours <= 2e-6
+
+
+def test_layouts(each_kernel):
+    x, weight, bias = inputs(2, 48, 32, 6, 5)
+    expected = ops.convolution(x, weight, bias)
+    wide = torch.cat([x, x], 1)
+    for other in (
+        x.contiguous(),
+        wide[:, 48:],
+        F.pad(x, (1, 2, 3, 1))[..., 3:-1, 1:-2],
+        torch.stack([x, x], 1).flatten(0, 1)[::2],
+    ):
+        torch.testing.assert_close(ops.convolution(other, weight, bias), expected, rtol=0, atol=1e-5)
+    for w in (weight.contiguous(memory_format=torch.channels_last), weight.double()):
+        torch.testing.assert_close(ops.convolution(x, w, bias.double()), expected, rtol=0, atol=1e-5)
+    alike = x[:1].expand(2, -1, -1, -1)
+    torch.testing.assert_close(ops.convolution(alike, weight, bias)[1], expected[0], rtol=0, atol=1e-5)
+
+
+def test_images_do_not_depend_on_their_company(each_kernel):
+    x, weight, bias = inputs(7, 32, 48, 9, 8)
+    together = ops.convolution(x, weight, bias)
+    if each_kernel != "torch":
+        assert torch.equal(together, torch.cat([ops.convolution(i[None], weight, bias) for i in x]))
+        threads = torch.get_num_threads()
+        torch.set_num_threads(5)
+        assert torch.equal(together, ops.convolution(x, weight, bias))
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("frozen", [(), (1, 2), (0,)], ids=["all", "to x", "to the weights"])
+def test_gradients(each_kernel, frozen):
+    leaves = inputs(2, 32, 16, 6, 5)
+    grad = torch.randn(2, 16, 6, 5)
+
+    def run(function):
+        own = [t.detach().requires_grad_(i not in frozen) for i, t in enumerate(leaves)]
+        function(*own).backward(grad)
+        return [t.grad for t in own]
+
+    found = run(ops.convolution)
+    for ours, plain in zip(found, run(lambda x, w, b: F.conv2d(x, w, b, padding=1)), strict=True):
+        assert (ours is None) == (plain is None)
+        if plain is not None:
+            torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-4)
+
+
+def test_other_channels_run_on_pytorch():
+    x, weight, bias = inputs(1, 20, 12, 5, 5)
+    torch.testing.assert_close(ops.convolution(x, weight, bias), F.conv2d(x, weight, bias, padding=1))
+    if _dispatch.extension():
+        with pytest.raises(RuntimeError, match="multiples of 16 channels, got 20 to 12"):
+            ops.convolution(x, weight, bias, backend="cpu")
+
+
+def test_registration():
+    x, weight, bias = inputs(2, 16, 32, 5, 6)
+    for b in (bias, None):
+        opcheck(torch.ops.vidsmooth.convolution.default, (x, weight, b))
+    opcheck(torch.ops.vidsmooth.convolution.default, tuple(t.requires_grad_() for t in (x, weight, bias)))
+
+
+def test_compiles_in_one_graph():
+    x, weight, bias = inputs(2, 16, 32, 5, 6)
+    compiled = torch.compile(ops.convolution, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, weight, bias), ops.convolution(x, weight, bias))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": torch.zeros(16, 4, 4)}, "x: expected a non-empty tensor of shape"),
+        ({"x": torch.zeros(0, 16, 4, 4)}, "x: expected a non-empty tensor"),
+        ({"x": torch.zeros(1, 16, 4, 4, dtype=torch.int64)}, "x: expected a floating-point tensor"),
+        ({"weight": torch.zeros(16, 16, 5, 5)}, r"weight: expected shape \(O, 16, 3, 3\), got \(16, 16, 5, 5\)"),
+        ({"weight": torch.zeros(16, 8, 3, 3)}, r"weight: expected shape \(O, 16, 3, 3\)"),
+        ({"bias": torch.zeros(3)}, r"bias: expected shape \(16,\), got \(3,\)"),
+    ],
+)  # fmt: skip
+def test_bad_input(change, message):
+    given = {"x": torch.zeros(1, 16, 4, 4), "weight": torch.zeros(16, 16, 3, 3), "bias": None, **change}
+    with pytest.raises(ValueError, match=message):
+        ops.convolution(**given)
