@@ -120,7 +120,8 @@ def sparse_causal_attention(
     width = columns // heads
     d1, d2 = split(width)
     if q.element_size() == 4:  # no matrix unit multiplies fp32 exactly: small tiles, everything in registers
-        rows, keys, warps, stages = 32, 32, 4, 1
+        rows, stages = 32, 1
+        keys, warps = (32, 4) if width <= 96 else (16, 8)  # else up to 2 kB a thread would be spilled
     else:
         rows, warps = (128, 8) if pixels > 64 else (64, 4)
         keys, stages = 64, 3  # with 128 keys and heads of 40, two programs would not fit on a multiprocessor

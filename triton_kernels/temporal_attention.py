@@ -289,8 +289,9 @@ def temporal_attention(
     }
     strides = tuple(t.stride()[:2] for t in (*inputs, results[0]))
     if grad is not None:
-        if tile == 64 and q.element_size() == 4:
-            settings["num_warps"] *= 2  # products of registers: with 8 warps, 1 kB a thread would be spilled
+        # Products of registers: with half as many warps, each thread would spill 1 kB.
+        if q.element_size() == 4 and (tile == 64 or width > 64):
+            settings["num_warps"] *= 2
         _backward[(rows // frames * blocks,)](
             *inputs,
             *results,

@@ -181,10 +181,16 @@ def test_what_the_triton_kernel_cannot_take_is_said():
     wide = torch.zeros(2, 1, 300)
     assert "heads of up to 256 columns, got 300" in supports(wide, wide, wide, frames=2, heads=1)[1]
     on_gpu = torch.zeros(64, 1, 160, device="meta")
-    assert "fp32 heads of 160 columns" in supports(on_gpu, on_gpu, on_gpu, frames=64, heads=1)[1]
-    for fine in (on_gpu[:32], on_gpu.half(), on_gpu[..., :80]):  # refused for another reason: no GPU
+    for wide in (on_gpu, on_gpu[:17], on_gpu[..., :96]):
+        why = supports(wide, wide, wide, frames=len(wide), heads=1)[1]
+        assert f"spills registers for more than 16 frames of fp32 heads of {wide.shape[2]} columns" in why
+    for fine in (on_gpu[:16], on_gpu.half(), on_gpu[..., :80]):  # refused for another reason: no GPU
         assert "spills" not in supports(fine, fine, fine, frames=len(fine), heads=1)[1]
     gradient = _dispatch._operators["temporal_attention_backward"]["triton"].supports
+    narrow, weights = on_gpu[..., :80], torch.ones(16)
+    assert "more than 32 frames of fp32" in gradient(narrow, narrow, narrow, narrow, frames=64, heads=1)[1]
+    assert "spills" not in gradient(*(narrow[:32],) * 4, frames=32, heads=1)[1]
+    assert "more than 16 frames of fp32" in gradient(*(narrow[:32],) * 4, weights, frames=32, heads=1)[1]
     assert "up to 64 frames, got 200" in gradient(q, q, q, q, frames=200, heads=1)[1]
 
 

@@ -30,14 +30,17 @@ SLOW = [
     *(f"{name}-{dtype}-{frames}" for name in VIDEOS for dtype in ("fp32", "fp16") for frames in (16, 256)),
     *(f"attention-bf16-{frames}-{width}" for frames in (8, 24, 32, 64) for width in (40, 80, 160)),
     *(f"attention-{dtype}-{frames}-40" for dtype in ("fp32", "fp16") for frames in (1, 16, 64, 256)),
+    *("attention-fp32-16-160", "attention-fp32-64-80", "attention_windows-fp32-16-160"),
     *(f"attention_windows-{dtype}-{frames}-80" for dtype in ("fp32", "bf16") for frames in (16, 64, 256)),
     *(f"attention_backward-{dtype}-{frames}-40" for dtype in ("fp32", "bf16") for frames in (8, 16, 32, 64)),
+    *("attention_backward-fp32-8-160", "attention_backward-fp32-16-160", "attention_backward-fp32-32-80"),
     *(
         f"sparse_causal-bf16-{pixels}-{width}"
         for pixels in (64, 4096)
         for width in (40, 64, 80, 96, 128, 160)
     ),
-    *(f"sparse_causal-{dtype}-1024-80" for dtype in ("fp32", "fp16")),
+    *(f"sparse_causal-{dtype}-1024-{width}" for dtype in ("fp32", "fp16") for width in (80, 96, 160)),
+    "sparse_causal-fp32-64-128",
     *(f"group_norm-{dtype}-{channels}-32" for dtype in ("fp32", "fp16") for channels in (640, 1920, 2560)),
     *(f"group_norm_backward-{dtype}-960-32" for dtype in ("fp32", "bf16")),
 ]
