@@ -21,6 +21,18 @@ FOLDER_RATE = Fraction(25)
 """Frames per second of a folder that does not say (FFmpeg's own choice for image sequences)."""
 FOLDER_NOTE = "video.json"
 """File in a folder of frames that keeps what pictures cannot: {"fps": "30000/1001", "metadata": {...}}."""
+TURNS = {
+    2: lambda image: image[:, ::-1],
+    3: lambda image: image[::-1, ::-1],
+    4: lambda image: image[::-1],
+    5: lambda image: image.swapaxes(0, 1),
+    6: lambda image: image[::-1].swapaxes(0, 1),
+    7: lambda image: image[::-1, ::-1].swapaxes(0, 1),
+    8: lambda image: image[:, ::-1].swapaxes(0, 1),
+}
+"""(H, W, 3) as stored to upright, by EXIF's orientation."""
+SIDEWAYS = (5, 6, 7, 8)
+"""Orientations that exchange height and width."""
 
 
 def natural_key(name: str) -> list:
@@ -86,7 +98,9 @@ class WebPFrames:
     def __init__(self, path: Path):
         self.path = path
         with _open_picture(path) as image:
-            self.size = (image.height, image.width)
+            self._orientation = _orientation(image)
+            size = (image.height, image.width)
+            self.size = size[::-1] if self._orientation in SIDEWAYS else size
             self.metadata = parse_xmp(image.info.get("xmp"))
             starts, at = [], 0
             for frame in range(getattr(image, "n_frames", 1)):
@@ -106,7 +120,8 @@ class WebPFrames:
         with _open_picture(self.path) as image:
             for frame in frames:
                 image.seek(self.timeline.picture(frame))
-                yield fit(on_white(np.asarray(image.convert("RGBA"))), self.size)
+                shown = on_white(np.asarray(image.convert("RGBA")))
+                yield fit(_turned(shown, self._orientation), self.size)
 
 
 def read_picture(path: Path) -> np.ndarray:
@@ -121,18 +136,35 @@ def read_picture(path: Path) -> np.ndarray:
         image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
         if image is not None and image.ndim == 3 and image.shape[2] == 4:
             image = image if image.dtype == np.uint8 else (image // 257).astype(np.uint8)
-            return on_white(cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA))
+            image = cv2.cvtColor(on_white(cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA)), cv2.COLOR_RGB2BGR)
     if data.size and (image is None or image.ndim != 3 or image.dtype != np.uint8):
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR)
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None:
         raise ValueError(f"{path} is not a picture that can be read")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    with _open_picture(path) as opened:
+        orientation = 1 if opened.format == "TIFF" else _orientation(opened)  # OpenCV turns TIFF itself
+    return _turned(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), orientation)
 
 
 def _picture_size(path: Path) -> tuple[int, int]:
+    """(height, width) of a picture once it is upright, without decoding it."""
     with _open_picture(path) as image:
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        return (image.width, image.height) if turned else (image.height, image.width)
+        size = (image.height, image.width)
+        if image.format == "TIFF":  # whose size newer versions of Pillow have turned already
+            size = (image.tag_v2[257], image.tag_v2[256])
+        return size[::-1] if _orientation(image) in SIDEWAYS else size
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's orientation, 1 (upright) where there is none. Pillow's own PNG class would decode the picture for it."""
+    try:
+        return Image.Image.getexif(image).get(0x0112, 1)
+    except Exception:  # a damaged note is no reason not to show the picture
+        return 1
+
+
+def _turned(image: np.ndarray, orientation: int) -> np.ndarray:
+    return np.ascontiguousarray(TURNS[orientation](image)) if orientation in TURNS else image
 
 
 def _open_picture(path: Path) -> Image.Image:

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 from av.stream import Disposition
+from PIL import Image, ImageFile, ImageOps
 
 from python_tests.video.clips import number_of, picture
 from vidsmooth_fast.video import Video
@@ -249,6 +250,37 @@ def test_damage_in_the_middle_keeps_the_count(make_clip):
         warnings.simplefilter("ignore")
         video = Video.open(path)
         assert len(list(video)) == len(video) > 20
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+def test_pictures_are_turned_upright(tmp_path, suffix):
+    stored = Image.new("RGB", (48, 32), (250, 250, 250))
+    stored.paste((250, 0, 0), (0, 0, 16, 16))
+    for orientation in range(1, 9):
+        stored.getexif()[0x0112] = orientation
+        upright = np.asarray(ImageOps.exif_transpose(stored))
+        folder = tmp_path / str(orientation)
+        folder.mkdir()
+        stored.save(folder / f"a.{suffix}", exif=stored.getexif())
+        for place in (folder, folder / "a.webp") if suffix == "webp" else (folder,):
+            video = Video.open(place)
+            frame = next(iter(video))
+            assert frame.shape == upright.shape and video.size == upright.shape[:2], orientation
+            assert np.abs(frame.astype(int) - upright).mean() < 12, orientation
+
+
+def test_a_folder_is_opened_without_decoding_and_names_a_truncated_picture(tmp_path, monkeypatch):
+    noise = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
+    for name in ("1.png", "2.png"):
+        Image.fromarray(noise).save(tmp_path / name)
+    whole = (tmp_path / "2.png").read_bytes()
+    (tmp_path / "2.png").write_bytes(whole[: len(whole) // 2])
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageFile.ImageFile, "load", None)
+        video = Video.open(tmp_path)
+    assert len(video) == 2 and video.size == (32, 32)
+    with pytest.raises(ValueError, match="2.png is not a picture that can be read"):
+        list(video)
 
 
 def test_truncated_before_the_first_frame(make_clip):
