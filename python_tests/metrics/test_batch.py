@@ -6,6 +6,7 @@ import csv
 import json
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from vidsmooth_fast.cli import app
@@ -63,6 +64,16 @@ def test_sources_by_name(folder):
         collect([folder], source=folder / "none")
 
 
+def test_pictures_of_every_kind_and_folders_with_dots(tmp_path):
+    for place in ("edited/v1.5", "sources/v1.5"):
+        (tmp_path / place).mkdir(parents=True)
+        for number in (10, 2):
+            Image.new("RGB", (8, 8)).save(tmp_path / place / f"{number}.tif")
+    found = collect([tmp_path / "edited"], source=tmp_path / "sources")
+    assert not found.problems and [i.video for i in found.items] == [tmp_path / "edited" / "v1.5"]
+    assert found.items[0].source == tmp_path / "sources" / "v1.5"
+
+
 def test_a_table_of_edits(tmp_path):
     (tmp_path / "table.csv").write_text(TABLE)
     (tmp_path / "hike").mkdir()
@@ -83,6 +94,10 @@ def test_a_table_of_edits(tmp_path):
     (tmp_path / "table.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="expected the columns of a LOVEU-TGVE table"):
         collect([tmp_path / "table.csv"])
+    (tmp_path / "table.csv").write_text(TABLE.splitlines()[0])
+    assert collect([tmp_path / "table.csv"]).problems == [
+        (str(tmp_path / "table.csv"), "a table without clips")
+    ]
     with pytest.raises(FileNotFoundError, match="no such table"):
         collect([tmp_path / "none.csv"])
 

@@ -122,6 +122,7 @@ def test_bad_input(networks, tmp_path):
         ({"window": 1, "stride": 1}, "window must be at least 2"),
         ({"window": 4, "stride": 9}, "stride must be between 1 and the window"),
         ({"flow": "lucas"}, "flow: expected one of auto, dis, raft, got 'lucas'"),
+        ({"window": 0}, "window: expected a whole number of at least 1, got 0"),
         ({"device": "cuda:77"}, "device: expected"),
         ({"clip": "nowhere"}, "clip: 'nowhere' is neither an embedded model"),
         ({"clip": tmp_path}, "clip: expected config.json in"),

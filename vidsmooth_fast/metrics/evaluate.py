@@ -56,7 +56,11 @@ def evaluate(
     video, source = _opened("video", video), None if source is None else _opened("source", source)
     said = _said(video)
     prompt = prompt or said.get("prompt")
-    window, stride = window or said.get("window"), stride or said.get("stride")
+    for name, value in (("window", window), ("stride", stride)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
+    window = said.get("window") if window is None else window
+    stride = said.get("stride") if stride is None else stride
     loop = bool(said.get("loop", False) if loop is None else loop)
     notes = []
     if source is not None:

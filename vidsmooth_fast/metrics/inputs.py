@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import glob
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vidsmooth_fast._video_images import PICTURES, natural_key
+
 VIDEOS = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".webp", ".mpg", ".mpeg"}
-PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,11 @@ def collect(
         for video in paths:
             clip = source
             if source is not None and _is_many(source):
-                clip = _by_name(source, video.stem)
+                name = video.name if video.is_dir() else video.stem
+                clip = _by_name(source, name)
                 if clip is None:
                     found.problems.append(
-                        (str(video), f"no source called {video.stem} in {source}; judged without")
+                        (str(video), f"no source called {name} in {source}; judged without")
                     )
             found.items.append(Item(video, str(video), prompt, clip))
     found.items = _short_names(found.items)
@@ -112,7 +113,7 @@ def _inside(folder: Path) -> list[Path]:
     if not _is_many(folder):
         return [folder]
     found = []
-    for path in sorted(folder.iterdir(), key=lambda p: _natural(p.name)):
+    for path in sorted(folder.iterdir(), key=lambda p: natural_key(p.name)):
         if path.name.startswith("."):
             continue
         if path.is_dir():
@@ -128,10 +129,6 @@ def _is_many(path: Path) -> bool:
         return False
     suffixes = {p.suffix.lower() for p in path.iterdir() if p.is_file()}
     return bool(suffixes & (VIDEOS - PICTURES)) or not suffixes & PICTURES
-
-
-def _natural(text: str) -> list:
-    return [int(part) if part.isdigit() else part.lower() for part in re.split(r"(\d+)", text)]
 
 
 def _by_name(folder: Path, *names: str) -> Path | None:
@@ -161,9 +158,10 @@ def _table(found: Inputs, path: Path, folder: Path, source: Path | None) -> None
             f"{path}: expected the columns of a LOVEU-TGVE table (video name, caption, edit captions), "
             f"got {', '.join(header) or 'nothing'}"
         )
-    for row in rows[1:]:
-        if len(row) < 2 or not row[0] or not row[1]:
-            continue
+    clips = [row for row in rows[1:] if len(row) > 1 and row[0] and row[1]]
+    if not clips:
+        found.problems.append((str(path), "a table without clips"))
+    for row in clips:
         clip = row[0]
         original = source if source is None or not _is_many(source) else _by_name(source, clip)
         if source is not None and original is None:
