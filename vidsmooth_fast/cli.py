@@ -437,7 +437,8 @@ def consistency(
     from vidsmooth_fast.training.consistency import consistency as run
 
     loaded = load_networks(model, device=device, dtype="float32")
-    size = (height or loaded.default_size[0], width or loaded.default_size[1])
+    default = loaded.default_size
+    size = (default[0] if height is None else height, default[1] if width is None else width)
     run(
         loaded,
         video,

@@ -63,11 +63,11 @@ def test_a_box_says_what_is_foreground(monkeypatch, capsys, place):
 
 
 def test_tune_on_a_combined_dataset(monkeypatch, capsys, place):
-    code, _, err = run(
+    code, out, err = run(
         monkeypatch, capsys, "tune", place / "tiny", place / "clip.mp4", "", "-o", place / "combined", "--steps", 1,
-        "--pair", f"1:{place / 'edited.png'}:a blue boat", "--pictures", "--quiet",
+        "--pair", f"1:{place / 'edited.png'}:a blue boat", "--pictures",
     )  # fmt: skip
-    assert (code, err) == (0, "")
+    assert code == 0 and out == f"{place / 'combined'}\n" and "trained parameters" in err
     settings = vsf.load(place / "combined").tuning["settings"]
     wanted = {
         "pairs": 1,
@@ -89,6 +89,7 @@ def test_tune_on_a_combined_dataset(monkeypatch, capsys, place):
         (["", "--pair", "1:missing.png:a boat"], "pair: cannot read the picture missing.png"),
         (["a red car", "--loss", "plain=much"], "loss: expected term=weight"),
         (["a red car", "--width", "15"], "size: expected"),
+        (["a red car", "--height", "0"], "size: expected"),
         (["a red car", "--point", "8", "8"], "point: only a loss with masks uses it, such as foreground"),
         (
             ["a red car", "--loss", "foreground", "--point", "8", "99"],

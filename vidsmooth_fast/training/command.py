@@ -80,8 +80,9 @@ def tune_from_command(
         options = COMBINED | options
     loaded = load_networks(model, device=options.pop("device"), dtype="float32")
     clip = Video.open(video)
-    height, width = (s or d for s, d in zip(size, loaded.default_size, strict=True))
-    options["size"] = (height, width)
+    height, width = size
+    default = loaded.default_size
+    options["size"] = (default[0] if height is None else height, default[1] if width is None else width)
     if masked:
         from vidsmooth_fast.conditioning.masks import foreground_masks
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -247,7 +248,7 @@ class Run:
         if accelerator.scaler is not None and self.start.scaler:
             accelerator.scaler.load_state_dict(self.start.scaler)
         if self.progress and self.is_main:
-            tqdm.write(f"going on from {self.checkpoints.last}")
+            tqdm.write(f"going on from {self.checkpoints.last}", file=sys.stderr)
         return self.start.step
 
     def _fit_memory(self) -> None:
@@ -277,14 +278,16 @@ class Run:
                 f"{frames} frames at {width}x{height}, {settings.steps} steps, {count:,} trained parameters of "
                 f"{sum(p.numel() for p in unet.parameters()):,}, {settings.precision}"
                 f"{', activations computed again' if unet.gradient_checkpointing else ''}; about "
-                f"{budget.in_words(budget.used_bytes(self.model.device) + needed)} of memory"
+                f"{budget.in_words(budget.used_bytes(self.model.device) + needed)} of memory",
+                file=sys.stderr,
             )
 
     def _say_missing(self, missing: list[str]) -> None:
         if missing and self.progress:
             tqdm.write(
                 f"without {' and '.join(sorted(set(missing)))} (pip install 'vidsmooth-fast[train]') the losses are in "
-                f"{self.folder / 'losses.jsonl'} only"
+                f"{self.folder / 'losses.jsonl'} only",
+                file=sys.stderr,
             )
 
     def describe(self) -> dict:
