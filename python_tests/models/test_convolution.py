@@ -45,6 +45,12 @@ def test_the_operator_where_it_pays(calls, grad):
     assert calls == [(2, 32, 8, 8)]
 
 
+def test_many_channels_pay_for_small_maps(calls):
+    given = inputs(channels=1024, out=16, height=2, width=2)
+    torch.testing.assert_close(convolution(*given), plain(*given), rtol=1e-4, atol=1e-3)
+    assert calls == [(2, 1024, 2, 2)]
+
+
 @pytest.mark.parametrize(
     "given",
     [

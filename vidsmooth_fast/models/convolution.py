@@ -27,8 +27,9 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def _pays(x: Tensor, weight: Tensor) -> bool:
     """Whether `ops.convolution` is faster. Never a question of N: results must not depend on how windows are batched.
 
-    Zen 4, one core, against oneDNN: fp32 2.3 to 3.3 times as fast from 48 to 1,280 channels, 16 maps of 4x4 and more;
-    bf16 1.2 to 1.7 times, but 0.9 at 1,280 channels of 4x4, where the weights take most of the time.
+    Zen 4, one core, against oneDNN: fp32 2.3 to 3.3 times as fast from 48 to 1,280 channels, 16 maps of 4x4 and more,
+    and 1.7 times at 1,280 channels of 2x2; bf16 1.2 to 1.7 times, but 0.9 at 1,280 channels of 4x4, where the weights
+    take most of the time.
     """
     if torch.compiler.is_compiling() or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return False
@@ -39,6 +40,6 @@ def _pays(x: Tensor, weight: Tensor) -> bool:
     tiles = -(-height // TILE) * -(-width // TILE)
     filled = height * width / (tiles * TILE**2)
     if x.dtype == torch.float32:
-        return filled > 0.5
+        return filled > 0.5 or channels >= 1024
     matrix_units = torch.cpu._is_amx_tile_supported()
     return x.dtype == torch.bfloat16 and not matrix_units and filled > 0.8 and tiles >= channels / 160
