@@ -12,21 +12,26 @@ from pathlib import Path
 KERNELS = ("triton", "cuda")
 
 
+def _winner(cases: list[dict[str, float]]) -> str:
+    """Of several cases of one size: who runs the most of them, and then whose sum is the least."""
+    able = [name for name in KERNELS if any(name in case for case in cases)]
+    return min(able, key=lambda name: (sum(name not in c for c in cases), sum(c.get(name, 0) for c in cases)))
+
+
 def rows(records: list[dict]) -> list[dict]:
-    """One row per run of sizes with the same winner; the last of an operator and dtype holds for any size."""
-    measured: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
+    """One row per run of sizes with the same winner; the last of an operator and dtype holds for any size.
+
+    Attention in windows is another problem than a plain call of the same size, and does not decide for it.
+    """
+    measured: dict[tuple[str, str], dict[int, list[dict[str, float]]]] = {}
     for record in records:
         medians = {name: record["rows"][name]["median_us"] for name in KERNELS if name in record["rows"]}
-        if medians and record.get("first_bytes"):
+        if medians and record.get("first_bytes") and not record.get("window"):
             sizes = measured.setdefault((record["operator"], record["dtype"]), {})
-            total = sizes.setdefault(
-                record["first_bytes"], {}
-            )  # several cases of one size: their sum decides
-            for name, median in medians.items():
-                total[name] = total.get(name, 0.0) + median
+            sizes.setdefault(record["first_bytes"], []).append(medians)
     table = []
     for (operator, dtype), sizes in sorted(measured.items()):
-        winners = [(size, min(medians, key=medians.__getitem__)) for size, medians in sorted(sizes.items())]
+        winners = [(size, _winner(cases)) for size, cases in sorted(sizes.items())]
         for i, (size, winner) in enumerate(winners):
             last = i + 1 == len(winners)
             if last or winners[i + 1][1] != winner:
@@ -43,7 +48,7 @@ def main() -> None:
         for line in path.read_text().splitlines()
         if line.strip()
     ]
-    records = [record for record in records if record.get("device", "cpu") != "cpu"]
+    records = [r for r in records if "rows" in r and r.get("device", "cpu") != "cpu"]
     if not records:
         sys.exit(f"{folder}: no records of a GPU, no table written")
     device = {key: records[0].get(key) for key in ("device", "driver", "torch", "triton", "commit", "date")}

@@ -216,15 +216,22 @@ def environment(*, gpu: bool = False) -> dict[str, object]:
     }
 
 
-def _check_backend(name: str, case: Case) -> tuple[str, float]:
-    """Why this backend does not take part (empty: it does), and its largest error."""
+def _check_backend(name: str, case: Case) -> tuple[str, float, bool]:
+    """Why this backend does not take part (empty: it does), its largest error, and whether that is a failure.
+
+    A failure is a result too large an error away, a kernel that does not compile, or one that cannot be launched.
+    Raises where no later call in this process could succeed: after an illegal memory access, say.
+    """
     try:
         with ops.backend(name):
-            return "", check(case)
-    except RuntimeError as error:
-        if "no requested backend can run" not in str(error):  # it failed
-            raise
-        return str(error).splitlines()[0], 0.0
+            return "", check(case), False
+    except Exception as error:
+        why = (str(error).splitlines() or [""])[0]
+        if "no requested backend can run" in why:
+            return why, 0.0, False
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()  # raises again what has broken the GPU's context
+        return f"{type(error).__name__}: {why}", 0.0, True
 
 
 def _with_backend(name: str, run: Callable[[], object]) -> Callable[[], object]:
@@ -235,20 +242,22 @@ def _with_backend(name: str, run: Callable[[], object]) -> Callable[[], object]:
     return call
 
 
-def _contenders(case: Case) -> tuple[dict[str, Callable[[], object]], float]:
-    """Everybody who can run this case, ours first, and the largest error of ours."""
+def _contenders(case: Case) -> tuple[dict[str, Callable[[], object]], float, list[str]]:
+    """Everybody who can run this case, ours first (nobody without ours), the largest error of ours, and failures."""
+    failures = []
     if not on_gpu():
         error, ours = check(case), {"ours": case.ours}
     else:
         ours, error = {}, 0.0
         for name in ("triton", "cuda"):
-            why, its_error = _check_backend(name, case)
+            why, its_error, failed = _check_backend(name, case)
             if why:
-                print(f"  {name} takes no part: {why}")
+                print(f"  {name} {'FAILED' if failed else 'takes no part'}: {why}")
+                failures += [f"{case.label}, {name}: {why}"] * failed
                 continue
             ours[name], error = _with_backend(name, case.ours), max(error, its_error)
         if not ours:
-            raise RuntimeError(f"{case.label}: neither Triton nor CUDA can run it")
+            return {}, 0.0, failures or [f"{case.label}: neither Triton nor CUDA can run it"]
     others = {"eager": case.eager, **(case.others or {})}
     if case.compile:
         others["torch.compile"] = torch.compile(case.eager, dynamic=False)
@@ -263,7 +272,7 @@ def _contenders(case: Case) -> tuple[dict[str, Callable[[], object]], float]:
             print(
                 f"  {name} cannot run this: {(str(reason).splitlines() or [type(reason).__name__])[0][:150]}"
             )
-    return {**ours, **able}, error
+    return {**ours, **able}, error, failures
 
 
 def _memory(call: Callable[[], object]) -> float:
@@ -275,16 +284,23 @@ def _memory(call: Callable[[], object]) -> float:
 
 
 def run(name: str, cases: Iterable[Case], *, seconds: float = 5.0) -> None:
-    """Check, time, print and append to <results>/<name>.jsonl; about `seconds` for each case."""
+    """Check, time, print and append to <results>/<name>.jsonl; about `seconds` for each case.
+
+    On a GPU a kernel that fails is left out of its case, and the program exits with 1 after the last.
+    """
     seconds = options().seconds or seconds
     kept = keep_freed_memory()
     setting = environment(gpu=on_gpu())
     where = setting["device"] if on_gpu() else f"{setting['machine']}, {setting['isa']}"
     print(f"{name}: {where}, {setting['threads']} threads, load {setting['load']}")
     options().results.mkdir(parents=True, exist_ok=True)
+    failures: list[str] = []
     for case in cases:
         print(f"\n{case.label}: {case.moved / 2**20:.1f} MiB to move")
-        contenders, error = _contenders(case)
+        contenders, error, failed = _contenders(case)
+        failures += failed
+        if not contenders:
+            continue
         # Of the same size as the case, on a CPU up to 64 MB: a short case is compared with a short copy.
         largest = (1 << 28) if on_gpu() else (16 << 20)
         source = randn(max(1, min(case.moved // 8, largest)))
@@ -332,3 +348,5 @@ def run(name: str, cases: Iterable[Case], *, seconds: float = 5.0) -> None:
         with open(options().results / f"{name}.jsonl", "a") as file:
             file.write(json.dumps(record) + "\n")
         sys.stdout.flush()
+    if failures:
+        sys.exit("\n".join([f"\n{name}, FAILED:", *failures]))

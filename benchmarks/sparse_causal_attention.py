@@ -129,7 +129,9 @@ def cases():
                 first = frames == 16 and pixels == 1024
                 yield case(frames, pixels, 8, width, torch.bfloat16, first, batch=2, rivals=frames == 16)
             yield case(16, pixels, 8, width, torch.float16, batch=2)
-        for pixels, width in LEVELS[:2]:  # a long video, merged in attention
+        for pixels, width in LEVELS[:2]:
+            yield case(16, pixels, 8, width, torch.float32, batch=2)
+            # a long video, merged in attention
             yield case(256, pixels, 8, width, torch.bfloat16, rivals=True)
     else:
         for dtype in (torch.float32, torch.bfloat16):

@@ -109,7 +109,7 @@ def case(
         compile=compile,
         others=others,
         first=q,
-        facts={"frames": frames, "pixels": pixels, "width": width},
+        facts={"frames": frames, "pixels": pixels, "width": width, **({"window": window} if window else {})},
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -95,7 +97,7 @@ def test_every_benchmark_runs(operator, tmp_path):
         assert record["first_bytes"] > 0 and record["dtype"] == "float32"
 
 
-def test_a_kernel_that_fails_is_not_taken_for_one_that_is_missing():
+def test_a_kernel_that_fails_is_not_taken_for_one_that_is_missing(monkeypatch):
     timing, x = load("_timing"), torch.randn(1, 2, 4, 3, 5)
 
     def case(ours):
@@ -105,10 +107,47 @@ def test_a_kernel_that_fails_is_not_taken_for_one_that_is_missing():
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     missing = case(lambda: timing.ops.inversion_blend(x, x, weight=0.5))
-    why, _ = timing._check_backend("cuda", missing)
-    assert "no requested backend can run (cuda: " in why
+    why, _, failed = timing._check_backend("cuda", missing)
+    assert "no requested backend can run (cuda: " in why and not failed
+    why, _, failed = timing._check_backend("cuda", case(lambda: x + 1))
+    assert why.startswith("AssertionError: a case: error 1, allowed ") and failed
+    # An error that every later call would meet again ends the program.
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", broken)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         timing._check_backend("cuda", case(broken))
+
+
+def test_a_failure_is_said_and_the_other_kernels_and_cases_are_timed(monkeypatch, tmp_path, capsys):
+    timing, x = load("_timing"), torch.randn(1, 2, 4, 3, 5)
+    options = argparse.Namespace(device="cpu", results=tmp_path, seconds=0.001)
+    monkeypatch.setattr(timing, "options", lambda: options)
+    monkeypatch.setattr(timing, "on_gpu", lambda: True)
+    monkeypatch.setattr(timing, "environment", lambda gpu: {"device": "invented", "threads": 1, "load": 0})
+    monkeypatch.setattr(timing, "_measure_gpu", timing._measure_cpu)
+    monkeypatch.setattr(timing, "_memory", lambda call: 1.0)
+    wrong = {"triton": x + 1, "cuda": x}  # what each gives
+    monkeypatch.setattr(timing, "_with_backend", lambda name, run: run)
+    monkeypatch.setattr(timing.ops, "backend", lambda name: contextlib.nullcontext(asked.append(name)))
+    asked = []
+    cases = [
+        timing.Case("half", 1, lambda: wrong[asked[-1]], lambda: x, x.double),
+        timing.Case("neither", 1, lambda: x + 1, lambda: x, x.double),
+        timing.Case("both", 1, lambda: x, lambda: x, x.double),
+    ]
+    with pytest.raises(SystemExit) as ended:
+        timing.run("an_operator", cases)
+    assert [line[:35] for line in str(ended.value).split("\n")[2:]] == [
+        "half, triton: AssertionError: half:",
+        "neither, triton: AssertionError: ne",
+        "neither, cuda: AssertionError: neit",
+    ]
+    assert "  triton FAILED: AssertionError: half: error 1, " in capsys.readouterr().out
+    records = [json.loads(line) for line in (tmp_path / "an_operator.jsonl").read_text().splitlines()]
+    assert [set(record["rows"]) for record in records] == [
+        {"ours", "cuda", "eager", "copy"},
+        {"ours", "triton", "cuda", "eager", "copy"},
+    ]
 
 
 def record(operator="window_merge", size=100, triton=2.0, cuda=1.0, **more) -> dict:
@@ -154,6 +193,22 @@ def test_the_table_of_choices():
         {**wanted, "bytes_up_to": None, "backend": "triton"},
     ]
     assert choice.rows([{**record(), "rows": {"ours": {}}}]) == []
+    long = record(size=500, triton=3.0, cuda=1.0, window=16)  # windows: not of the plain calls' sizes
+    assert choice.rows([*records, long]) == choice.rows(records)
+    failed = record(size=400, triton=9.0)
+    del failed["rows"]["cuda"]  # with the case above, cuda's sum is the smaller one
+    assert choice.rows([record(size=400, triton=4.0), failed])[-1]["backend"] == "triton"
+
+
+def test_the_choice_reads_the_records_of_operators_alone(monkeypatch, tmp_path):
+    choice = load("_gpu_choice")
+    whole = {"benchmark": "end_to_end_gpu", "row": "ours, exact", "device": "invented"}
+    (tmp_path / "end_to_end_gpu.jsonl").write_text(json.dumps(whole) + "\n")
+    (tmp_path / "window_merge.jsonl").write_text(json.dumps(record()) + "\n")
+    monkeypatch.setattr(sys, "argv", ["", str(tmp_path), str(tmp_path / "choice.json")])
+    choice.main()
+    table = json.loads((tmp_path / "choice.json").read_text())
+    assert table["triton"] == "4" and [row["backend"] for row in table["rows"]] == ["cuda"]
 
 
 def test_the_dispatch_reads_that_table(monkeypatch, tmp_path):
