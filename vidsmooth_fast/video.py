@@ -79,6 +79,10 @@ class Video:
         Raises: FileNotFoundError; ValueError in one line that names the path for what is not a video, has no
         video stream, has no frame that decodes, or has too few frames for start and frames.
         """
+        if not isinstance(path, (str, os.PathLike)):
+            raise ValueError(
+                f"video: expected a path, got {type(path).__name__}; Video.from_frames takes frames in memory"
+            )
         path = Path(os.path.expanduser(os.fspath(path)))
         size = None if size is None else check_size(size)
         start, stride = _whole(start, "start", 0), _whole(stride, "stride", 1)

@@ -100,6 +100,7 @@ def test_result_does_not_depend_on_where_the_video_is_cut(model, clip, monkeypat
 
 
 def test_same_seed_same_frames_other_seed_others(model):
+    assert torch.equal(sample(model, seed=np.int64(3)).latents, sample(model, seed=3).latents)
     a, b, c = (sample(model, seed=s, eta=0.5).latents for s in (1, 1, 2))
     assert torch.equal(a, b) and not torch.allclose(a, c)
 
@@ -142,6 +143,19 @@ def test_inversion_and_back_returns_to_the_source(clip):
     assert error < 0.02, f"relative error {error:.3f}"
     edited = fast_sample(model, "a red car", 7, source=clip, source_prompt="a red car", **options)
     torch.testing.assert_close(edited.latents, back.latents, rtol=1e-4, atol=1e-4)
+
+
+def test_inversion_runs_where_it_is_asked_to(model, clip, monkeypatch):
+    used = []
+    forward = type(model.unet).forward
+
+    def watched(unet, *args, **kwargs):
+        used.append(unet.dtype)
+        return forward(unet, *args, **kwargs)
+
+    monkeypatch.setattr(type(model.unet), "forward", watched)
+    invert(model, clip, steps=1, window=4, stride=2, dtype="bfloat16", progress=False)
+    assert set(used) == {torch.bfloat16} and model.dtype == torch.float32
 
 
 def test_inversion_is_saved_and_read(model, clip, tmp_path):
@@ -317,6 +331,9 @@ def test_ctrl_c_leaves_no_output(model, tmp_path, monkeypatch):
         ({"steps": 2000}, "steps"),
         ({"negative_prompt": {0: "a", "1": "b"}}, "negative_prompt: key frames must be integers"),
         ({"source": "nowhere.mp4"}, "nowhere.mp4"),
+        ({"source": np.zeros((2, 8, 8, 3), np.uint8)}, "video: expected a path, got ndarray"),
+        ({"speed": ["fast"]}, "speed: expected one of"),
+        ({"seed": True}, "seed: expected an integer, got True"),
         ({"output": "video.xyz"}, "xyz"),
         ({"output": "/proc/video.mp4"}, "/proc"),
         ({"resume": "/nonexistent/state"}, "resume: cannot write in /nonexistent"),
@@ -343,6 +360,8 @@ def test_unknown_model():
     with pytest.raises(ValueError, match="sprite-wurld") as caught:
         fast_sample("sprite-wurld", "a red car", 4)
     assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="model: expected a model, .* got int"):
+        fast_sample(5, "a red car", 4)
 
 
 def test_long_prompt_warns_and_says_what_was_cut(model):

@@ -91,6 +91,22 @@ def load(
     return model.to(device, dtype)
 
 
+def load_placed(
+    model: LatentModel | str | os.PathLike,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+) -> LatentModel:
+    """`load`, or where there is a model already, a copy of it at this device and dtype, itself where it is there.
+
+    None: for a loaded model as it is, else "auto". Raises: ValueError, as `load`.
+    """
+    if not isinstance(model, LatentModel):
+        return load(model, device=device or "auto", dtype=dtype or "auto")
+    place = choose_device(device or model.device)
+    wanted = place, choose_dtype(dtype or model.dtype, place)
+    return model if wanted == (model.device, model.dtype) else model.placed(*wanted)
+
+
 def load_networks(
     model: LatentModel | str | os.PathLike, *, device: str | torch.device, dtype: str | torch.dtype
 ) -> VideoModel:
@@ -109,6 +125,9 @@ def load_networks(
 
 def _locate(name_or_path: str | os.PathLike) -> tuple[Path, str]:
     """The directory that holds the model, and what to call it."""
+    if not isinstance(name_or_path, (str, os.PathLike)):
+        kind = type(name_or_path).__name__
+        raise ValueError(f"model: expected a model, an embedded name, a directory or a Hub id, got {kind}")
     text = os.fspath(name_or_path)
     if text in embedded_names():
         return EMBEDDED / text, text

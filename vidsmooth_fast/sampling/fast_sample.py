@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vidsmooth_fast.conditioning.prompts import Prompt, prompt_keys
 from vidsmooth_fast.models.latent_model import LatentModel
-from vidsmooth_fast.models.loading import choose_device, choose_dtype, load
+from vidsmooth_fast.models.loading import load_placed
 from vidsmooth_fast.sampling.inversion import Inversion
 from vidsmooth_fast.sampling.job import Job
 from vidsmooth_fast.sampling.options import Options
@@ -154,7 +154,7 @@ def fast_sample(
         source = Video.open(source)
     if target is not None and source is not None:
         check_spared(target, source.path)
-    model = _placed(model, device, dtype)
+    model = load_placed(model, device, dtype)
     options = options.for_model(model, has_source=source is not None, has_latents=latents is not None)
     branches = 1 if options.guidance == 1 else 2
     needed = (1, branches) if options.init == "inversion" else (branches,)
@@ -171,12 +171,3 @@ def fast_sample(
     rate = source.fps if source is not None else inversion.fps if inversion is not None else DEFAULT_FPS
     run = Run(job, prompt, negative_prompt, source, latents, progress, resume, fps=rate)
     return run.video(callback, target)
-
-
-def _placed(model: LatentModel | str | os.PathLike, device, dtype) -> LatentModel:
-    """The model loaded where it is asked for, or a copy of it there."""
-    if not isinstance(model, LatentModel):
-        return load(model, device=device or "auto", dtype=dtype or "auto")
-    wanted = choose_device(device or model.device)
-    wanted = wanted, choose_dtype(dtype or model.dtype, wanted)
-    return model if wanted == (model.device, model.dtype) else model.placed(*wanted)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vidsmooth_fast import ops
 from vidsmooth_fast.models.latent_model import LatentModel
-from vidsmooth_fast.models.loading import load
+from vidsmooth_fast.models.loading import load_placed
 from vidsmooth_fast.sampling.engine import State, run_steps
 from vidsmooth_fast.sampling.job import Job
 from vidsmooth_fast.sampling.latents import Store, send
@@ -182,8 +182,9 @@ def invert(
     """DDIM inversion of a video of any length: the noise from which sampling without guidance returns to it.
 
     model, video: as in `fast_sample`. prompt: what the video shows; may be empty. frames: how many; all by default.
-    steps, scheduler: the schedule on which sampling will come back. device, dtype: for a model given by name.
-    output: also save the result there, a .safetensors file. The other options are those of `fast_sample`.
+    steps, scheduler: the schedule on which sampling will come back. device, dtype: run a copy of the model there; the
+    caller's stays as it is. output: also save the result there, a .safetensors file. The other options are those of
+    `fast_sample`.
 
     Returns an Inversion; `fast_sample(model, prompt, frames=len(video), latents=inversion, ...)` starts there.
     Raises ValueError for options that cannot be met, MemoryError when the estimate exceeds what is free.
@@ -210,8 +211,7 @@ def invert(
         seed=seed,
         max_batch=max_batch,
     )
-    if not isinstance(model, LatentModel):
-        model = load(model, device=device or "auto", dtype=dtype or "auto")
+    model = load_placed(model, device, dtype)
     job = Job(model, options.for_model(model, has_source=True, has_latents=False), branches=(1,))
     bar = Progress(progress, len(job.schedule.steps) * job.items(1), lambda: 0.0)
     bar.say(job.describe(1))

@@ -42,7 +42,7 @@ class Needs:
         the same of the history; the source's. Where these are mapped files, the initial ones alone."""
         on_gpu = self._model.device.type == "cuda"
         moving = 2 + on_gpu
-        videos = 1 + moving + moving * self._history + (self._options.init == "inversion")
+        videos = 1 + moving + moving * self._history + self._options.needs_source
         return 4 * (1 if self.mapped else videos) * math.prod(self._shape)
 
     @property

@@ -55,7 +55,7 @@ class Options:
     max_batch: int | str = "auto"
 
     def __post_init__(self) -> None:
-        if self.speed not in PRESETS:
+        if not isinstance(self.speed, str) or self.speed not in PRESETS:
             raise ValueError(f"speed: expected one of {', '.join(PRESETS)}; got {self.speed!r}")
         for name in ("steps", "guidance_interval", "reuse"):
             if getattr(self, name) is None:
@@ -89,8 +89,9 @@ class Options:
             raise ValueError(f"decoder: expected full, linear or a directory, got {self.decoder!r}")
         if self.strength == 0:
             raise ValueError("strength: expected more than 0, got 0: nothing would change")
-        if not isinstance(self.seed, int):
+        if isinstance(self.seed, bool) or not isinstance(self.seed, Integral):
             raise ValueError(f"seed: expected an integer, got {self.seed!r}")
+        object.__setattr__(self, "seed", int(self.seed))
         if self.max_batch != "auto":
             _whole("max_batch", self.max_batch, 1)
         if self.smooth is not None and not isinstance(self.smooth, NoiseConstraint):
@@ -167,6 +168,11 @@ class Options:
                 stacklevel=4,
             )
         return chosen
+
+    @property
+    def needs_source(self) -> bool:
+        """Whether the source's latents are kept: to invert, to begin from them noised, or to smooth towards them."""
+        return self.init == "inversion" or self.strength < 1 or bool(self.smooth and self.smooth.needs_source)
 
     def as_dict(self) -> dict[str, Any]:
         """The settings in the form that is written into the output's metadata."""

@@ -94,9 +94,8 @@ class Run:
 
     def _sample(self, callback: Callable[[int, int, Tensor], None] | None) -> Tensor:
         """The clean latents of the result, (1, C, F, h, w) float32."""
-        job, options, smooth = self.job, self.job.options, self.job.options.smooth
-        wants_source = options.init == "inversion" or options.strength < 1 or (smooth and smooth.needs_source)
-        clean = job.encode(self.source) if self.source is not None and wants_source else None
+        job, options = self.job, self.job.options
+        clean = job.encode(self.source) if self.source is not None and options.needs_source else None
         state = self.state if self.inverted else State(self._initial_latents(clean))
         total = len(job.schedule.steps)
         self.progress.phase("denoising", total, done=state.done, costs=self.costs)
@@ -115,7 +114,7 @@ class Run:
             state,
             job.schedule,
             guidance=self.guidance,
-            smooth=smooth,
+            smooth=options.smooth,
             source=clean,
             seed=options.seed,
             after_step=after_step,
