@@ -108,7 +108,7 @@ def test_one_line_errors(monkeypatch, capsys, place, arguments, message):
         place / "clip.mp4",
         arguments[0],
         "-o",
-        place / "never",
+        place / "never" / "deeper",
         *arguments[1:],
         "--quiet",
     ]

@@ -12,9 +12,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 
-def check_folder(name: str, path: Path) -> None:
-    """Raises ValueError, naming the argument `name`, where no file can be written beside `path`."""
+def check_folder(name: str, path: Path, *, made: bool = False) -> None:
+    """Raises ValueError, naming the argument `name`, where no file can be written beside `path`.
+
+    made: missing folders will be made, so that only the nearest one that exists counts.
+    """
     folder = path.absolute().parent
+    while made and not folder.exists() and folder != folder.parent:
+        folder = folder.parent
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass

@@ -52,7 +52,7 @@ class Checkpoints:
         self.architecture = json.loads(json.dumps(architecture))
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"resume: expected a folder, got the file {folder}")
-        check_folder("resume", folder / "x" if folder.exists() else folder)
+        check_folder("resume", folder / "x", made=True)
 
     def _found(self) -> list[tuple[int, Path]]:
         """(step, folder) of every finished checkpoint, oldest first. Unfinished ones have another name."""

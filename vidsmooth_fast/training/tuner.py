@@ -189,8 +189,7 @@ def _target(output: str | os.PathLike | None) -> Path | None:
         target.is_dir() and ((target / "model_index.json").is_file() or not any(target.iterdir()))
     ):
         raise ValueError(f"output: expected a new, empty or earlier model directory, got {target}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    check_folder("output", target)
+    check_folder("output", target, made=True)
     return target
 
 
