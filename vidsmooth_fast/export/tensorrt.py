@@ -102,7 +102,7 @@ def check_volume(name: str, graph: Traceable, ranges: Ranges) -> None:
 
 def default_cache(made_for: dict[str, str]) -> Path:
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "vidsmooth_fast" / f"tensorrt-{made_for['tensorrt']}-{made_for['capability']}.timing"
+    return root / "vidsmooth-fast" / f"tensorrt-{made_for['tensorrt']}-{made_for['capability']}.timing"
 
 
 def replace_file(path: Path, content: bytes) -> None:
