@@ -152,7 +152,7 @@ def sample(
     device: Device = "auto",
     dtype: Dtype = "auto",
     max_batch: Annotated[
-        int | None, typer.Option(help="Windows x branches in one call; sized to memory by default.")
+        int | None, typer.Option(help="Windows x branches in one call. [sized to memory, on a CPU at most 2]")
     ] = None,
     resume: Annotated[
         Path | None, typer.Option(help="Keep the state here after each step, and go on from it.")

@@ -94,14 +94,15 @@ def fast_sample(
     blend: an InversionBlend for the source's inversion ([004]), or None.
     init: "inversion" (with a source), "freenoise", "independent" or "shared".
     height, width: in pixels; the model's own size by default.
-    seed: every random number is a function of it and of the frame, so results do not depend on batching.
+    seed: every random number is a function of it and of the frame, so that in float32 results depend on batching by
+        rounding only. In half precision rounding counts: give max_batch to repeat a run exactly.
     latents: initial latents (1, C, frames, h, w) at the noise of the first timestep, instead of `init`; or an
         Inversion, whose last timestep must be the run's first, and whose frame rate is taken where there is no source.
     decoder: "full"; "linear", a preview by a linear map fitted to a few frames; or the directory of a diffusers
         AutoencoderTiny, for previews that are nearly as sharp.
     device, dtype: run a copy of the model there, e.g. "cuda", torch.bfloat16; the caller's stays as it is.
-    max_batch: windows x guidance branches in one network call; "auto" sizes it to memory, and takes half where memory
-        runs out all the same.
+    max_batch: windows x guidance branches in one network call; "auto" sizes it to memory, on a CPU to its caches (at
+        most 2), and takes half where memory runs out all the same.
     progress: bars with time left, and estimates of memory and time, on standard error.
     callback: called as callback(step, steps, latents) after each denoising step; the latents are on the host.
     resume: a file that keeps the state after each step. If it exists the run goes on from there with the same result;
