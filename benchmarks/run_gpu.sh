@@ -39,6 +39,7 @@ fi
 
 export PYTHONPATH="$out/site:$root"
 export VIDSMOOTH_COMMIT=${VIDSMOOTH_COMMIT:-$(git -C "$root" rev-parse --short HEAD 2>/dev/null || echo unknown)}
+export PYTHONUNBUFFERED=1 # what was printed before a time limit is in the log
 mkdir -p "$out/log" "$out/results"
 cd "$out" || exit 2 # not the checkout: its vidsmooth_fast has no compiled kernels in it
 failed=()
@@ -118,6 +119,11 @@ sanitize() {
   local said
   if ! command -v compute-sanitizer >/dev/null; then
     echo "sanitize: skipped, there is no compute-sanitizer"
+    return
+  fi
+  if [ $SECONDS -gt 450 ]; then
+    echo "sanitize: SKIPPED, the time is used up"
+    failed+=(sanitize)
     return
   fi
   said=$(timeout -k 5 60 compute-sanitizer "$python" -c 'import torch; torch.zeros(1, device="cuda")' 2>&1 |
