@@ -37,7 +37,7 @@ if [ -z "$capability" ]; then
   exit 3
 fi
 
-export PYTHONPATH="$out/site:$root"
+export PYTHONPATH="$out/site:$root${PYTHONPATH:+:$PYTHONPATH}"
 export VIDSMOOTH_COMMIT=${VIDSMOOTH_COMMIT:-$(git -C "$root" rev-parse --short HEAD 2>/dev/null || echo unknown)}
 export PYTHONUNBUFFERED=1 # what was printed before a time limit is in the log
 mkdir -p "$out/log" "$out/results"
