@@ -112,9 +112,8 @@ def make_timeline(
     stay = last_duration if last_duration > 0 else int(np.median(np.diff(times)))
     total = (Fraction(int(times[-1] - times[0])) + stay) * time_base
     count = max(1, round(total * rate))
-    tick = (
-        time_base * rate
-    )  # frames per tick; exact, because pictures often change just in the middle of a frame
+    # Frames per tick; exact, because pictures often change just in the middle of a frame.
+    tick = time_base * rate
     middle = (2 * np.arange(count) + 1) * tick.denominator // (2 * tick.numerator)
     picks = np.searchsorted(times - times[0], middle, side="right") - 1
     return Timeline(times, time_base, rate, picks)

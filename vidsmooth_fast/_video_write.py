@@ -77,8 +77,7 @@ class VideoWriter:
     exception, Ctrl-C included, removes what was written. `close()` and `discard()` do the same by hand.
     Encoding releases the interpreter lock; use one writer from one thread at a time.
 
-    path: .mp4 (H.264, CRF 18, BT.709; an odd edge is repeated once because H.264 needs even sizes), .webm
-    (VP9),
+    path: .mp4 (H.264, CRF 18, BT.709; an odd edge is repeated once because H.264 needs even sizes), .webm (VP9),
         .gif (one palette), .webp, or a folder name for 000000.png ...
     fps: frames per second, int, float or Fraction.
     size: (height, width) of every frame, pixels.

@@ -93,9 +93,8 @@ class BundleModel(LatentModel):
         if self.bundle.format != "onnx" or self.device.type != "cpu":
             return 0
         config = read_config(dict(self.network_config))
-        read = {"first": 1, "self": 1, "all": frames}.get(
-            config.attn1_frames, 2
-        )  # frames that each frame reads
+        # How many frames each frame reads.
+        read = {"first": 1, "self": 1, "all": frames}.get(config.attn1_frames, 2)
         largest, attends = 0, [*config.down_attention[:-1], True]  # the middle of the network always does
         for level, heads in enumerate(config.heads):
             tokens = -(-height // 2**level) * -(-width // 2**level)

@@ -12,9 +12,7 @@ def read_pretrained(kind: type, place: str | Path, **options):
     """
     try:
         network, said = kind.from_pretrained(place, output_loading_info=True, **options)
-    except (
-        Exception
-    ) as error:  # a missing repository, file, key and network, a damaged file: all different classes
+    except Exception as error:  # a missing repository, file and key, a damaged file: all different classes
         raise ValueError(first_line(error)) from error
     missing = sorted(name for name in said["missing_keys"] if not name.endswith("position_ids"))
     if missing:

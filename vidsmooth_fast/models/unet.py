@@ -215,9 +215,8 @@ class VideoUNet(nn.Module):
         """
         from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-        usual = (
-            default_cache_dir()
-        )  # in the folder for temporary files; torch may have set the variable to it
+        # The usual place is the folder for temporary files; torch may have set the variable to it.
+        usual = default_cache_dir()
         if os.environ.get("TORCHINDUCTOR_CACHE_DIR", usual) == usual:
             cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache / "vidsmooth-fast" / "inductor")

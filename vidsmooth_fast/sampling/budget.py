@@ -88,10 +88,8 @@ def block_bytes(count: int, *, on_cpu: bool) -> int:
 def deep_bytes(config: dict, dtype: torch.dtype, images: int, height: int, width: int, layers: int) -> int:
     """Bytes of the deep features of `images` frames: what the last `layers` layers of the up path are given first."""
     channels, per_level = config["block_out_channels"], config["layers_per_block"] + 1
-    level, deeper = (
-        (layers - 1) // per_level,
-        layers // per_level,
-    )  # of the layer that reads, and of the one before it
+    # Levels of the layer that reads, and of the one before it.
+    level, deeper = (layers - 1) // per_level, layers // per_level
     pixels = -(-height // 2**level) * -(-width // 2**level)
     return images * channels[deeper] * pixels * dtype.itemsize
 

@@ -93,9 +93,8 @@ def invert_latents(
 
     def step(state: State, predict: WindowedPredictor) -> tuple[State, Tensor]:
         now = steps[state.done]
-        blends = (
-            per_step is not None and state.done > 0
-        )  # the clip itself has no noise yet that could be blended
+        # At the first step, the clip itself has no noise yet that could be blended.
+        blends = per_step is not None and state.done > 0
         a, b = (0.0, 1.0) if blends else (now.a, now.b)
         result, finite = State(store.empty(), None, state.done + 1), []
         for piece in predict(state.latents, now.timestep):

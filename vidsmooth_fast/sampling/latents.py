@@ -43,13 +43,11 @@ class Store:
         if not self.mapped:
             return torch.empty(self.shape, pin_memory=self.pinned)
         with tempfile.TemporaryFile(prefix="vidsmooth_fast-") as file:
-            reserve = getattr(
-                os, "posix_fallocate", None
-            )  # a full disk is found here, not when pages are written
+            # Where it can be reserved, a full disk is found here, not when pages are written.
+            reserve = getattr(os, "posix_fallocate", None)
             reserve(file.fileno(), 0, self.bytes) if reserve else file.truncate(self.bytes)
-            return torch.frombuffer(mmap.mmap(file.fileno(), self.bytes), dtype=torch.float32).view(
-                self.shape
-            )
+            mapped = mmap.mmap(file.fileno(), self.bytes)
+            return torch.frombuffer(mapped, dtype=torch.float32).view(self.shape)
 
     def wait(self) -> None:
         """Until everything that was written has arrived."""
@@ -64,9 +62,8 @@ def read_frames(video: Tensor, begin: int, end: int, device: torch.device) -> Te
         return video[:, :, begin:end]
     part = torch.empty((*video.shape[:2], end - begin, *video.shape[3:]), dtype=video.dtype, device=device)
     for here, there in _runs(begin, end, frames):
-        for channel in range(
-            video.shape[1]
-        ):  # contiguous pieces: others would be gathered before they are copied
+        # Contiguous pieces: others would be gathered before they are copied.
+        for channel in range(video.shape[1]):
             part[0, channel, here].copy_(video[0, channel, there], non_blocking=True)
     return part
 

@@ -80,10 +80,9 @@ def freenoise_sources(
 ) -> list[int]:
     """Which of the `window` base noises each frame uses.
 
-    The first window is 0 ... window-1. Each later block of `stride` frames repeats, shuffled, the block that
-    starts
-    one window before it: frame window + j*stride + i uses what frame j*stride + permutations[j][i] uses. A
-    last block that is cut short uses the beginning of its permutation.
+    The first window is 0 ... window-1. Each later block of `stride` frames repeats, shuffled, the block that starts one
+    window before it: frame window + j*stride + i uses what frame j*stride + permutations[j][i] uses. A last block that
+    is cut short uses the beginning of its permutation.
     Source: FreeNoise's noise rescheduling; diffusers' `_prepare_latents_free_noise` ("shuffle_context").
     """
     sources = list(range(min(window, frames)))

@@ -101,9 +101,8 @@ class Run:
         self.progress.phase("denoising", total, done=state.done, costs=self.costs)
 
         def after_step(state: State) -> None:
-            if (
-                options.reuse.is_whole(state.done) or state.done == total
-            ):  # deep features are not kept on disk
+            # Deep features are not kept on disk: a run can go on where none are needed.
+            if options.reuse.is_whole(state.done) or state.done == total:
                 self._keep("denoising", state)
             self.progress.step()
             if callback is not None:

@@ -160,11 +160,8 @@ def make_schedule(
             full = solvers.lcm(*common)
         else:
             full = solvers.dpmpp_2m(*common, first)
-        clips = {
-            "ddim": True,
-            "ddpm": True,
-            "lcm": False,
-        }  # unless the configuration says; the others never do
+        # Unless the configuration says; the others never do.
+        clips = {"ddim": True, "ddpm": True, "lcm": False}
         if scheduler in clips and option(scheduler_config, "clip_sample", clips[scheduler]):
             clip = float(option(scheduler_config, "clip_sample_range", 1.0))
     return Schedule(

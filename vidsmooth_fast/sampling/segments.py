@@ -53,9 +53,8 @@ def plan_segments(
     windows = len(starts)
     if windows <= count:
         return (Segment(0, frames, 0, frames, range(windows), tuple(starts), closed=loop),)
-    over = max(
-        starts[-1] + length - frames, 0
-    )  # frames at the beginning that the last windows cover, in a loop
+    # Frames at the beginning that the last windows cover, in a loop.
+    over = max(starts[-1] + length - frames, 0)
     origin = over + HALO if loop else 0
     head = sum(start < origin + HALO for start in starts) if loop else 0
     segments, first, kept, at = [], origin, 0, 0

@@ -116,6 +116,11 @@ def published_constant(schedule: Schedule, timestep: float) -> float:
     first = 1 if schedule.alphas_cumprod is None else 0  # flow matching trains on sigma = 1/T ... 1
     at = max(first, min(round(timestep), schedule.num_train_timesteps - 1 + first))
     (alpha, sigma), (alpha_before, sigma_before) = (schedule.training_level(t) for t in (at, at - 1))
+    return step_constant(alpha, sigma, alpha_before, sigma_before)
+
+
+def step_constant(alpha, sigma, alpha_before, sigma_before):
+    """C of [003] eq. 2 from the levels of a timestep and of the one before it: floats or tensors."""
     return alpha / (alpha * sigma_before - alpha_before * sigma)
 
 

@@ -58,9 +58,8 @@ class Step:
     noise_scale: float
     to_clean: tuple[float, float]  # x0 = to_clean[0] x + to_clean[1] y
     network_to_eps: tuple[float, float]  # e = [0] x + [1] prediction, in either form
-    clip_gain: (
-        float  # d x_next / d x0 with e held: clipping the clean estimate adds clip_gain * (clipped - clean)
-    )
+    # d x_next / d x0 with e held: clipping the clean estimate adds clip_gain * (clipped - clean)
+    clip_gain: float
 
     @property
     def needs_history(self) -> bool:

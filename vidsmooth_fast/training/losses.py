@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-LAMBDA_1 = 1000.0  # [003], implementation details
+from vidsmooth_fast.sampling.smoothing import LAMBDA_1
 
 
 def plain_loss(error: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vidsmooth_fast.sampling.noise_levels import alphas_cumprod
+from vidsmooth_fast.sampling.smoothing import step_constant
 
 PREDICTIONS = ("epsilon", "v_prediction")
 
@@ -33,7 +34,7 @@ class Noising:
         before = torch.cat([abar.new_ones(1), abar[:-1]])  # ᾱ before step 0 is 1: the picture itself
         self.count = len(abar)
         alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
-        c = alpha / (alpha * (1 - before).sqrt() - before.sqrt() * sigma)
+        c = step_constant(alpha, sigma, before.sqrt(), (1 - before).sqrt())
         self._alpha, self._sigma, self._c = (table.to(device, torch.float32) for table in (alpha, sigma, c))
 
     @staticmethod
