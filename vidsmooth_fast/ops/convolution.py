@@ -35,7 +35,7 @@ def _cpu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     images, channels, height, width = x.shape
     x = x if x.stride(1) == 1 else x.contiguous(memory_format=torch.channels_last)
     weight = weight.to(x.dtype).contiguous(memory_format=torch.channels_last)
-    bias = torch.zeros(len(weight)) if bias is None else bias.float().contiguous()
+    bias = torch.zeros(len(weight), dtype=torch.float32) if bias is None else bias.float().contiguous()
     out = x.new_empty((images, len(weight), height, width)).to(memory_format=torch.channels_last)
     extension().convolution(
         DTYPE_CODES[x.dtype],
