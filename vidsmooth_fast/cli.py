@@ -313,7 +313,8 @@ def evaluate(
         device=device,
         progress=not quiet,
     )
-    typer.echo(table)
+    if table:
+        typer.echo(table)
     for name, reason in failures:
         print(f"vidsmooth-fast: {name}: {reason}", file=sys.stderr)
     if failures:

@@ -203,6 +203,22 @@ def test_command_line(folder, clip_folder, autoencoder_folder, tmp_path):
         assert bad.exit_code == 1 and message in bad.output, bad.output
 
 
+def test_what_is_read_is_not_written(folder, tmp_path):
+    (tmp_path / "t.csv").write_text(TABLE)
+    before = (folder / "a2.mp4").read_bytes()
+    for arguments in (
+        [str(folder / "a2.mp4"), "--csv", str(folder / "a2.mp4")],
+        [str(tmp_path / "t.csv"), "--csv", str(tmp_path / "t.csv")],
+        [str(folder / "a10.mp4"), "--source", str(folder / "a2.mp4"), "--csv", str(folder / "a2.mp4")],
+    ):
+        bad = CliRunner().invoke(app, ["evaluate", *arguments, "-m", "jitter", "--quiet"])
+        assert bad.exit_code == 1 and "is one of the files to be read" in bad.output
+    assert (folder / "a2.mp4").read_bytes() == before and (tmp_path / "t.csv").read_text() == TABLE
+    (tmp_path / "t.csv").write_text(TABLE.splitlines()[0])
+    bad = CliRunner().invoke(app, ["evaluate", str(tmp_path / "t.csv"), "--quiet"])
+    assert bad.exit_code == 1 and bad.stdout == "" and "a table without clips" in bad.stderr
+
+
 def test_a_file_that_cannot_be_written_costs_no_numbers(folder, tmp_path, monkeypatch):
     def fail(batch):
         raise OSError("disk full")

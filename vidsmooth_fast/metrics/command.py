@@ -36,6 +36,9 @@ def evaluate_files(
     choose(metrics or None)
     targets = {kind: _place(kind, path) for kind, path in outputs.items() if path is not None}
     found = collect(inputs, prompt=prompt, source=source, videos=videos)
+    read = [Path(given).expanduser() for given in inputs]
+    read += [path for item in found.items for path in (item.video, item.source) if path is not None]
+    _spare(targets, read)
     batch = evaluate_many(found, metrics=metrics or None, **options)
     failures = batch.failures
     for kind, path in targets.items():
@@ -52,6 +55,15 @@ def _place(kind: str, path: Path) -> Path:
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise ValueError(f"{kind}: expected the name of a file in a folder that exists, got {path}")
     return path
+
+
+def _spare(targets: Mapping[str, Path], read: Iterable[Path]) -> None:
+    """Raises: ValueError where a file to be written is one of those that are read, which would be lost."""
+    there = {kind: path for kind, path in targets.items() if path.exists()}
+    for path in read:
+        for kind, target in there.items():
+            if path.exists() and target.samefile(path):
+                raise ValueError(f"{kind}: {target} is one of the files to be read; name another")
 
 
 @contextmanager
