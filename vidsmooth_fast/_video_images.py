@@ -125,8 +125,7 @@ class WebPFrames:
 
 
 def read_picture(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of one picture, upright by its EXIF note, 16-bit reduced to 8, transparency on
-    white.
+    """(H, W, 3) uint8 RGB of one picture, upright by its EXIF note, 16-bit reduced to 8, transparency on white.
 
     Raises: ValueError naming the file when it cannot be decoded.
     """

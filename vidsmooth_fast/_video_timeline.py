@@ -38,10 +38,9 @@ def as_rate(value: object, name: str = "fps") -> Fraction:
 
 @dataclass(frozen=True)
 class Timeline:
-    """times: ticks at which the decodable pictures appear, (n,) int64, increasing; time_base: seconds per
-    tick;
-    fps: the constant rate; picks: which picture frame i of the constant-rate video shows, (count,) int64, or
-    None when it is picture i itself."""
+    """times: ticks at which the decodable pictures appear, (n,) int64, increasing; time_base: seconds per tick;
+    fps: the constant rate; picks: which picture frame i of the constant-rate video shows, (count,) int64, or None when
+    it is picture i itself."""
 
     times: np.ndarray
     time_base: Fraction
@@ -68,11 +67,10 @@ def make_timeline(
 ) -> Timeline:
     """Constant-rate reading of pictures that appear at `times`.
 
-    When some rate r puts every picture within a quarter of a frame (or one tick) of `t_0 + k / r`, the
-    pictures are taken one by one at that rate. Otherwise the rate is variable: r is 1 / (median interval),
-    and frame i shows the picture that is on screen in the middle of its interval, so that long pictures
-    repeat, pictures much shorter than the rest may be passed over, and the duration stays right to half a
-    frame.
+    When some rate r puts every picture within a quarter of a frame (or one tick) of `t_0 + k / r`, the pictures are
+    taken one by one at that rate. Otherwise the rate is variable: r is 1 / (median interval), and frame i shows the
+    picture that is on screen in the middle of its interval, so that long pictures repeat, pictures much shorter than
+    the rest may be passed over, and the duration stays right to half a frame.
 
     times: ticks, increasing. time_base: seconds per tick. last_duration: ticks the last picture stays, 0 when
     unknown. hints: rates that the container states, best first.

@@ -25,11 +25,10 @@ def side_by_side(
 ) -> Iterator[np.ndarray]:
     """Frames of several videos next to each other, each under its caption; ends with the shortest.
 
-    videos: iterables of (H, W, 3) uint8, read as they are needed. labels: one caption each; cut when too
-    long.
-    size: (height, width) of every panel; by default the first video's, enlarged a whole number of times
-    (cubic) to about 384 pixels. Other sizes are scaled to cover and cut to the centre. Yields (H', W', 3)
-    uint8, all of one even size.
+    videos: iterables of (H, W, 3) uint8, read as they are needed. labels: one caption each; cut when too long.
+    size: (height, width) of every panel; by default the first video's, enlarged a whole number of times (cubic) to
+    about 384 pixels. Other sizes are scaled to cover and cut to the centre. Yields (H', W', 3) uint8, all of one even
+    size.
 
     Raises: ValueError when there is no video or the labels are not as many.
     """
@@ -71,8 +70,7 @@ def contact_sheet(
 ) -> np.ndarray:
     """Stills in rows from left to right, each under its caption when there are labels.
 
-    frames: (H, W, 3) uint8 each, at least one. columns: stills per row. labels: captions of the first so
-    many.
+    frames: (H, W, 3) uint8 each, at least one. columns: stills per row. labels: captions of the first so many.
     size: (height, width) of every still; by default the first frame's, enlarged as in `side_by_side`.
     Returns (H', W', 3) uint8.
 

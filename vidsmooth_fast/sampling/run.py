@@ -28,8 +28,7 @@ DEFAULT_FPS = 8
 class Run:
     """The inputs of one run, checked against its checkpoint.
 
-    job: model and options. prompt, negative_prompt, source, latents, progress, resume: as in `fast_sample`. fps: of the
-    result.
+    job: model and options. fps: of the result. The others: as in `fast_sample`.
     Raises ValueError for a checkpoint of another run.
     """
 

@@ -81,9 +81,8 @@ class NoiseConstraint:
         e_n - s (De_n - c Dx_n + Dr_n), Dy_n = 2 y_n - y_(n-1) - y_(n+1), with
             clean, source: c = 1/sigma, so that x0_n becomes x0_n - s (Dx0_n - Dsource_n)
                            (r is `reference_scale` times the source's clean latents, 0 for "clean");
-            published:     c = C / (lambda_1 g), g = sqrt(alpha^2 + sigma^2), which is 1 in
-                           variance-preserving coordinates and carries the constant over to those of flow
-                           matching;
+            published:     c = C / (lambda_1 g), g = sqrt(alpha^2 + sigma^2), which is 1 in variance-preserving
+                           coordinates and carries the constant over to those of flow matching;
             simple:        c = 0.
         For a prediction y = p x + q e the same thing is done by c -> p + q c and r -> q r.
         It acts at the steps whose middle, (index + 1/2) / steps, lies in `self.steps`.

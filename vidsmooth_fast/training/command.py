@@ -62,8 +62,7 @@ def tune_from_command(
 ) -> None:
     """Run `tune`; options that are None take its defaults, or COMBINED's where there are pairs.
 
-    size: (height, width), None for the model's. masks: checkpoint, point and box of `foreground_masks`, None where not
-    given.
+    size: (height, width), None for the model's. masks: `foreground_masks`'s checkpoint, point and box, or None each.
     Raises ValueError where one of them is given to a loss without masks, and what `foreground_masks` and `tune` raise.
     """
     options = {name: value for name, value in options.items() if value is not None}
