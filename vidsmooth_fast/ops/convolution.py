@@ -36,7 +36,7 @@ def _cpu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     x = x if x.stride(1) == 1 else x.contiguous(memory_format=torch.channels_last)
     weight = weight.to(x.dtype).contiguous(memory_format=torch.channels_last)
     bias = torch.zeros(len(weight), dtype=torch.float32) if bias is None else bias.float().contiguous()
-    out = x.new_empty((images, len(weight), height, width)).to(memory_format=torch.channels_last)
+    out = torch.empty(images, len(weight), height, width, dtype=x.dtype, memory_format=torch.channels_last)
     extension().convolution(
         DTYPE_CODES[x.dtype],
         (images, height, width, channels, len(weight)),
@@ -52,7 +52,7 @@ def _cpu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _fake(x, weight, _bias=None):
     shape = (x.shape[0], weight.shape[0], *x.shape[2:])
-    return x.new_empty(shape).to(memory_format=torch.channels_last)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
 _op = register(
