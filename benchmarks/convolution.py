@@ -21,7 +21,7 @@ def case(images, channels, out, pixels, dtype=torch.float32) -> Case:
         eager=lambda: F.conv2d(x, weight, bias, padding=1),
         exact=lambda: F.conv2d(x.double(), weight.double(), bias.double(), padding=1),
         first=x,
-        allowed=3e-5 if dtype == torch.float32 else 0.0,  # of a deviation of 1, as in the operator's test
+        allowed=5e-5 if dtype == torch.float32 else 0.0,  # of a deviation of 1: two to four times a plain sum
     )
 
 

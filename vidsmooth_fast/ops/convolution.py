@@ -91,9 +91,12 @@ def convolution(
 
     out_o(i, j) = bias_o + Σ_{c, u, v} weight_oc(u, v) · x_c(i + u − 1, j + v − 1),   u, v = 0, 1, 2.
 
-    The C++ kernel makes 36 products for 4x4 pixels instead of 144; in fp32 its rounding error is about twice that of a
-    plain sum. x: (N, C, H, W), any strides (fast in channels_last). weight: (O, C, 3, 3), any floating dtype. bias:
-    (O,) or None. backend: as in `ops.group_norm_silu`.
+    The C++ kernel makes 36 products for 4x4 pixels instead of 144; in fp32 its rounding error is two to four times that
+    of a plain sum.
+
+    x: (N, C, H, W), any strides (fast in channels_last).
+    weight: (O, C, 3, 3), any floating dtype. bias: (O,) or None.
+    backend: names of the backends that may be used instead, best first; there are "cpu" and "torch".
     Returns (N, O, H, W) in the dtype of x, channels_last; sums are kept in fp32. Differentiable once.
     Raises ValueError for empty or wrongly shaped input.
     Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2016), F(4x4, 3x3).
