@@ -1,10 +1,13 @@
-"""The network's 3x3 convolutions: by the operator where it pays, the same numbers everywhere."""
+"""The network's 3x3 convolutions: by the operator where it pays, the same numbers to rounding."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from python_tests.tiny import tiny_unet_config
 from vidsmooth_fast import ops
+from vidsmooth_fast.models import VideoUNet
+from vidsmooth_fast.models.blocks import ResnetBlock
 from vidsmooth_fast.models.convolution import convolution
 from vidsmooth_fast.ops import _dispatch
 
@@ -54,18 +57,65 @@ def test_many_channels_pay_for_small_maps(calls):
 @pytest.mark.parametrize(
     "given",
     [
-        inputs(channels=20),
-        inputs(out=4),
-        inputs(height=5, width=5),  # tiles mostly of zeros
-        inputs(dtype=torch.float64),
-        inputs(
-            channels=320, height=4, width=4, dtype=torch.bfloat16
-        ),  # the weights would take most of the time
+        {"channels": 20},
+        {"out": 4},
+        {"height": 5, "width": 5},  # tiles mostly of zeros
+        {"dtype": torch.float64},
+        {
+            "channels": 320,
+            "height": 4,
+            "width": 4,
+            "dtype": torch.bfloat16,
+        },  # weights would take most of the time
     ],
     ids=["channels in", "channels out", "small maps", "float64", "bfloat16"],
 )
-def test_pytorch_where_it_does_not(calls, given):
+def test_pytorch_where_it_does_not(calls, monkeypatch, given):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    given = inputs(**given)
     assert torch.equal(convolution(*given), plain(*given)) and not calls
+
+
+def test_bfloat16_without_matrix_units(calls, monkeypatch):
+    given = inputs(dtype=torch.bfloat16)
+    for units in (False, True):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda units=units: units)
+        convolution(*given)
+    assert len(calls) == 1
+
+
+def test_gradients_that_would_not_pay(calls, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    x, weight, bias = inputs(channels=128, out=320, height=4, width=4, dtype=torch.bfloat16)
+    convolution(x, weight, bias)
+    assert len(calls) == 1
+    convolution(x.requires_grad_(), weight, bias)
+    assert len(calls) == 1
+
+
+def test_requests_and_processors_without_the_kernel(calls):
+    given = inputs()
+    with ops.backend("torch"):
+        assert torch.equal(convolution(*given), plain(*given))
+    before = extension.isa()
+    extension.set_isa("base")
+    try:
+        assert torch.equal(convolution(*given), plain(*given))
+    finally:
+        extension.set_isa(before)
+    assert not calls
+    with ops.backend("cpu"):
+        convolution(*given)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("timesteps", [10, torch.tensor([10, 20])], ids=["one timestep", "several"])
+def test_every_resnet_goes_this_way(calls, timesteps):
+    unet = VideoUNet.from_config(tiny_unet_config(block_out_channels=[16, 32])).eval()
+    resnets = [m for m in unet.modules() if isinstance(m, ResnetBlock)]
+    with torch.inference_mode():
+        unet(torch.randn(2, 4, 3, 16, 16), timesteps, torch.randn(2, 7, 16))
+    assert resnets and len(calls) == 2 * len(resnets)
 
 
 def test_pytorch_in_graphs_and_under_autocast(calls):

@@ -90,32 +90,68 @@ def test_layouts(each_kernel):
     torch.testing.assert_close(ops.convolution(alike, weight, bias)[1], expected[0], rtol=0, atol=1e-5)
 
 
-def test_images_do_not_depend_on_their_company(each_kernel):
-    x, weight, bias = inputs(7, 32, 48, 9, 8)
+@pytest.mark.parametrize("each_kernel", kernels()[1:], indirect=True)
+@pytest.mark.parametrize(
+    "shape", [(7, 32, 48, 9, 8), (3, 1280, 336, 5, 4)], ids=["one pass", "several passes"]
+)
+def test_images_do_not_depend_on_their_company(each_kernel, shape):
+    x, weight, bias = inputs(*shape)
     together = ops.convolution(x, weight, bias)
-    if each_kernel != "torch":
-        assert torch.equal(together, torch.cat([ops.convolution(i[None], weight, bias) for i in x]))
-        threads = torch.get_num_threads()
-        torch.set_num_threads(5)
+    assert torch.equal(together, torch.cat([ops.convolution(i[None], weight, bias) for i in x]))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(5)
+    try:
         assert torch.equal(together, ops.convolution(x, weight, bias))
+    finally:
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("frozen", [(), (1, 2), (0,)], ids=["all", "to x", "to the weights"])
-def test_gradients(each_kernel, frozen):
-    leaves = inputs(2, 32, 16, 6, 5)
-    grad = torch.randn(2, 16, 6, 5)
+def test_other_images_stay_finite(each_kernel):
+    x, weight, bias = inputs(3, 16, 16, 9, 9)
+    x[1, 2, 3, 3] = float("inf")
+    got = ops.convolution(x, weight, bias)
+    assert (
+        got[[0, 2]].isfinite().all()
+        and got[1, :, 8:].isfinite().all()
+        and not got[1, :, 3, 3].isfinite().any()
+    )
 
-    def run(function):
-        own = [t.detach().requires_grad_(i not in frozen) for i, t in enumerate(leaves)]
-        function(*own).backward(grad)
+
+@pytest.mark.parametrize("frozen", [(), (1, 2), (0,)], ids=["all", "to x", "to the weights"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_gradients(each_kernel, dtype, frozen):
+    leaves = inputs(2, 32, 16, 6, 5, dtype)
+    leaves = leaves[0], leaves[1].float(), leaves[2].float()  # weights may be wider
+    grad = torch.randn(1, 16, 1, 1, dtype=dtype).expand(2, -1, 6, 5)
+
+    def run(function, convert):
+        own = [convert(t.detach()).requires_grad_(i not in frozen) for i, t in enumerate(leaves)]
+        function(*own).backward(convert(grad))
         return [t.grad for t in own]
 
-    found = run(ops.convolution)
-    for ours, plain in zip(found, run(lambda x, w, b: F.conv2d(x, w, b, padding=1)), strict=True):
-        assert (ours is None) == (plain is None)
-        if plain is not None:
-            torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-4)
+    found = run(ops.convolution, lambda t: t)
+    exact = run(lambda x, w, b: F.conv2d(x, w, b, padding=1), lambda t: t.double())
+    for leaf, ours, right in zip(leaves, found, exact, strict=True):
+        assert (ours is None) == (right is None)
+        if ours is not None:
+            assert ours.dtype == leaf.dtype
+            tolerance = 1e-5 if leaf.dtype == torch.float32 else 1e-2
+            torch.testing.assert_close(
+                ours.double(), right, rtol=tolerance, atol=tolerance * right.abs().max().item()
+            )
+
+
+def test_the_gradient_follows_a_request(monkeypatch):
+    x, weight, bias = inputs(1, 16, 16, 4, 4)
+    with ops.backend("torch"):
+        out = ops.convolution(x.requires_grad_(), weight, bias)
+    asked = []
+    select = _dispatch.select
+    monkeypatch.setattr(
+        _dispatch, "select", lambda *a, **k: asked.append(k.get("backend")) or select(*a, **k)
+    )
+    out.sum().backward()
+    assert asked == ["torch"]
 
 
 def test_other_channels_run_on_pytorch():
@@ -147,6 +183,7 @@ def test_compiles_in_one_graph():
         ({"x": torch.zeros(1, 16, 4, 4, dtype=torch.int64)}, "x: expected a floating-point tensor"),
         ({"weight": torch.zeros(16, 16, 5, 5)}, r"weight: expected shape \(O, 16, 3, 3\), got \(16, 16, 5, 5\)"),
         ({"weight": torch.zeros(16, 8, 3, 3)}, r"weight: expected shape \(O, 16, 3, 3\)"),
+        ({"bias": torch.zeros(16, dtype=torch.int32)}, "bias: expected a floating-point tensor"),
         ({"bias": torch.zeros(3)}, r"bias: expected shape \(16,\), got \(3,\)"),
     ],
 )  # fmt: skip

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vidsmooth_fast import ops
-from vidsmooth_fast.ops._dispatch import extension
+from vidsmooth_fast.ops._dispatch import extension, wanted
 from vidsmooth_fast.ops.convolution import CHANNELS
 
 TILE = 4
@@ -17,26 +17,38 @@ TILE = 4
 def convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`F.conv2d(x, weight, bias, padding=1)`, x (N, C, H, W), weight (O, C, 3, 3), bias (O,) -> (N, O, H, W).
 
-    On a CPU by `ops.convolution` where it pays. Compiled and exported graphs, autocast and GPUs get `F.conv2d`.
+    On a CPU by `ops.convolution` where it pays. Compiled and exported graphs, autocast, GPUs and requests for another
+    backend get `F.conv2d`.
     """
-    if _pays(x, weight):
-        return ops.convolution(x, weight, bias)
+    inputs, outputs = weight.shape[1], weight.shape[0]
+    if _runs(x, weight, bias) and _pays(x, inputs):
+        if not (torch.is_grad_enabled() and x.requires_grad) or _pays(
+            x, outputs
+        ):  # the gradient goes back from those
+            return ops.convolution(x, weight, bias)
     return F.conv2d(x, weight, bias, padding=1)
 
 
-def _pays(x: Tensor, weight: Tensor) -> bool:
-    """Whether `ops.convolution` is faster. Never a question of N: results must not depend on how windows are batched.
-
-    Zen 4, one core, against oneDNN: fp32 2.3 to 3.3 times as fast from 48 to 1,280 channels, 16 maps of 4x4 and more,
-    and 1.7 times at 1,280 channels of 2x2; bf16 1.2 to 1.7 times, but 0.9 at 1,280 channels of 4x4, where the weights
-    take most of the time.
-    """
+def _runs(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
+    """Whether the C++ kernel takes these and was not ruled out."""
     if torch.compiler.is_compiling() or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return False
-    module = extension()
-    if module is None or module.isa() == "base" or x.shape[1] % CHANNELS or weight.shape[0] % CHANNELS:
+    asked = wanted()
+    if (asked and asked[0] != "cpu") or not x.dtype == weight.dtype == bias.dtype:
         return False
-    channels, height, width = x.shape[1:]
+    module = extension()
+    return module is not None and module.isa() != "base" and not any(c % CHANNELS for c in weight.shape[:2])
+
+
+def _pays(x: Tensor, channels: int) -> bool:
+    """Whether `ops.convolution` is faster on maps like x of so many channels. Never a question of N: results must not
+    depend on how windows are batched.
+
+    Zen 4 against oneDNN, one core and two: fp32 2.3 to 3.3 and 1.6 to 2.8 times as fast from 48 to 1,280 channels, 16
+    maps of 4x4 and more, and 1.7 times at 1,280 channels of 2x2; bf16 1.2 to 1.7 and 1.0 to 1.6 times, but 0.8 at 1,280
+    channels of 4x4, where the weights take most of the time.
+    """
+    height, width = x.shape[2:]
     tiles = -(-height // TILE) * -(-width // TILE)
     filled = height * width / (tiles * TILE**2)
     if x.dtype == torch.float32:

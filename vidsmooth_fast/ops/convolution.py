@@ -64,8 +64,9 @@ _op = register(
 
 
 def _setup_context(ctx, inputs, keyword_only_inputs, output):
-    x, weight, _ = inputs
+    x, weight, bias = inputs
     ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+    ctx.bias_dtype = None if bias is None else bias.dtype
     ctx.request = kept_request(keyword_only_inputs)
 
 
@@ -75,9 +76,14 @@ def _backward(ctx, grad):
     if ctx.needs_input_grad[0]:
         to_x = _op(grad, weight.flip(2, 3).transpose(0, 1), **ctx.request)
     if ctx.needs_input_grad[1]:
-        to_weight = torch.nn.grad.conv2d_weight(x, weight.shape, grad.to(x.dtype), padding=1).to(weight.dtype)
+        wide = torch.promote_types(x.dtype, weight.dtype)
+        to_weight = torch.nn.grad.conv2d_weight(x.to(wide), weight.shape, grad.to(wide), padding=1).to(
+            weight.dtype
+        )
     if ctx.needs_input_grad[2]:
-        to_bias = grad.sum((0, 2, 3))
+        to_bias = grad.sum((0, 2, 3), dtype=torch.promote_types(grad.dtype, ctx.bias_dtype)).to(
+            ctx.bias_dtype
+        )
     return to_x, to_weight, to_bias
 
 
@@ -97,7 +103,8 @@ def convolution(
     x: (N, C, H, W), any strides (fast in channels_last).
     weight: (O, C, 3, 3), any floating dtype. bias: (O,) or None.
     backend: names of the backends that may be used instead, best first; there are "cpu" and "torch".
-    Returns (N, O, H, W) in the dtype of x, channels_last; sums are kept in fp32. Differentiable once.
+    Returns (N, O, H, W) in the dtype of x, channels_last; sums are kept in fp32. Differentiable in x, weight and bias.
+    A value that is not finite makes the whole 4x4 tiles that read it NaN.
     Raises ValueError for empty or wrongly shaped input.
     Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2016), F(4x4, 3x3).
     """
@@ -105,8 +112,10 @@ def convolution(
     _checks.floating("weight", weight, "O, C, 3, 3")
     if weight.shape[1:] != (x.shape[1], 3, 3):
         raise ValueError(f"weight: expected shape (O, {x.shape[1]}, 3, 3), got {tuple(weight.shape)}")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias: expected shape ({weight.shape[0]},), got {tuple(bias.shape)}")
+    if bias is not None:
+        _checks.floating("bias", bias, "O")
+        if bias.shape != weight.shape[:1]:
+            raise ValueError(f"bias: expected shape ({weight.shape[0]},), got {tuple(bias.shape)}")
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None and tensor.device != x.device:
             raise ValueError(f"{name}: expected the device of x, {x.device}, got {tensor.device}")
