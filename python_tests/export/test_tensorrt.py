@@ -145,7 +145,7 @@ def test_a_batch_goes_in_equal_parts():
 def test_the_timing_cache_is_replaced_whole(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     cache = export.default_cache(HERE)
-    assert cache == tmp_path / "vidsmooth_fast" / "tensorrt-11.4.0.106-9.0.timing"
+    assert cache == tmp_path / "vidsmooth-fast" / "tensorrt-11.4.0.106-9.0.timing"
     for content in (b"first", b"second"):
         export.replace_file(cache, content)
         assert cache.read_bytes() == content and list(cache.parent.iterdir()) == [cache]
