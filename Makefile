@@ -34,8 +34,9 @@ $(BIN)/python:
 demo: install
 	$(BIN)/vidsmooth-fast demo $(DEMO_FLAGS)
 
+test: export OMP_WAIT_POLICY = passive
 test: install
-	$(BIN)/pytest -m "not slow" $(PYTEST_FLAGS)
+	$(BIN)/pytest -m "not slow" -n auto --dist worksteal $(PYTEST_FLAGS)
 
 test-all: install
 	$(BIN)/pytest $(PYTEST_FLAGS)

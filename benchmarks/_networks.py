@@ -127,9 +127,18 @@ def _convolution_flop(x: torch.Size, weight: torch.Size, *_: object, **__: objec
     return 2 * 36 * images * -(-height // 4) * -(-width // 4) * channels * weight[0]
 
 
+def _feed_forward_flop(
+    x: torch.Size, weight_in: torch.Size, _bias, weight_out: torch.Size, *_: object, **__: object
+) -> int:
+    return 2 * math.prod(x[:-1]) * (math.prod(weight_in) + math.prod(weight_out))
+
+
 def flop_counter() -> FlopCounterMode:
     """A counter of the matrix products that are made, with the attentions and layers that PyTorch's does not know."""
-    known = {torch.ops.vidsmooth.convolution: _convolution_flop}
+    known = {
+        torch.ops.vidsmooth.convolution: _convolution_flop,
+        torch.ops.vidsmooth.feed_forward: _feed_forward_flop,
+    }
     known[torch.ops.aten._scaled_dot_product_flash_attention_for_cpu] = _attention_flop
     if torch.backends.mkldnn.is_available():
         known[torch.ops.mkldnn._linear_pointwise] = _linear_flop

@@ -32,7 +32,7 @@ KINDS = {
     "convolution": r"conv|fprop",
     "attention": r"scaled_dot_product|flash_att|efficient_att|sparse_causal|temporal_attention|softmax",
     "normalisation": r"norm",
-    "matrix product": r"addmm|\bmm|bmm|linear|matmul|baddbmm|gemm|nvjet|cutlass",
+    "matrix product": r"addmm|\bmm|bmm|linear|feed_forward|matmul|baddbmm|gemm|nvjet|cutlass",
     "merge and step": r"denoise_step|window_merge",
     "copy and layout": r"copy|clone|contiguous|\bcat|_to_copy|\bto\b|index|gather|upsample|select_scatter|pad",
     "memory": r"empty|zero|fill|resize|alloc|Memset|arange|full|scalar_tensor|lift_fresh|random",

@@ -22,6 +22,7 @@ OPERATORS = {
     "sparse_causal_attention": "sparse-causal attention",
     "group_norm_silu": "group norm and SiLU",
     "convolution": "3x3 convolution by minimal filtering",
+    "feed_forward": "feed-forward",
 }
 
 INTRODUCTION = """# Performance

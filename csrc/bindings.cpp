@@ -287,6 +287,23 @@ void convolution(int dtype, const Sizes& size, Address x, const std::array<std::
     VIDSMOOTH_CALL(convolution, a);
 }
 
+// size: rows, inputs, hidden, outputs. weights, biases: in, out.
+void feed_forward(int dtype, const std::array<std::int64_t, 4>& size, Address x,
+                  const std::array<Address, 2>& weights, const std::array<Address, 2>& biases, Address y,
+                  int threads) {
+    FeedForwardArgs a;
+    a.dtype = static_cast<DType>(dtype);
+    a.rows = size[0], a.in = size[1], a.hidden = size[2], a.out = size[3];
+    a.x = pointer<const void>(x);
+    a.weight_in = pointer<const void>(weights[0]);
+    a.weight_out = pointer<const void>(weights[1]);
+    a.bias_in = pointer<const float>(biases[0]);
+    a.bias_out = pointer<const float>(biases[1]);
+    a.y = pointer(y);
+    a.threads = threads;
+    VIDSMOOTH_CALL(feed_forward, a);
+}
+
 }  // namespace
 }  // namespace vidsmooth
 
@@ -311,4 +328,5 @@ PYBIND11_MODULE(_C, m) {
     m.def("group_norm_silu", &group_norm_silu, no_gil);
     m.def("group_norm_silu_backward", &group_norm_silu_backward, no_gil);
     m.def("convolution", &convolution, no_gil);
+    m.def("feed_forward", &feed_forward, no_gil);
 }

@@ -8,9 +8,8 @@
 // rounding error is 1e-6 of its deviation (root mean square), half of what the usual 0, +-1, +-2 give; the
 // largest is two to four times that of oneDNN's sum. The transforms of p and -p share their even and odd
 // parts.
-#include "cpu/attention_tiles.h"
-#include "cpu/numbers.h"
 #include "cpu/parallel.h"
+#include "cpu/product.h"
 #include "cpu/scratch.h"
 
 namespace vidsmooth::VIDSMOOTH_ISA {
@@ -19,10 +18,8 @@ namespace {
 using Args = ConvolutionArgs;
 
 constexpr int kTile = 4, kPoints = 6, kProducts = kPoints * kPoints;
-constexpr int kRows = 6,
-              kVectors = kWidth == 16 ? 4 : 2;  // tiles, vectors of output channels in the registers
-constexpr int64_t kTiles = 24;                  // that a thread transforms at once
-constexpr int64_t kWeights = 6 << 20;           // floats of transformed weights, about: 24 MB
+constexpr int64_t kTiles = 24;         // that a thread transforms at once
+constexpr int64_t kWeights = 6 << 20;  // floats of transformed weights, about: 24 MB
 
 // What lies between the matrices of two products: without it all 36 would begin in the same set of the L1
 // cache.
@@ -78,30 +75,41 @@ struct Tile {  // of all images, in order
     }
 };
 
-// Its inputs, transformed: out + p * step for each of the 36 products p, a row of in_channels floats.
+// Its inputs, transformed: out + p * step for each of the 36 products p, a row of in_channels floats. zeros:
+// as many, for pixels outside the image.
 template <class T>
-void transform_input(const Args& a, const Tile& tile, float* out, int64_t step) {
-    const int64_t top = tile.top - 1, left = tile.left - 1;
-    const T* from = static_cast<const T*>(a.x) + tile.image * a.stride[0];
+void transform_input(const Args& a, const Tile& tile, const T* zeros, float* out, int64_t step) {
+    const T* pixel[kProducts];
+    for (int i = 0; i < kPoints; ++i)
+        for (int j = 0; j < kPoints; ++j) {
+            const int64_t y = tile.top - 1 + i, x = tile.left - 1 + j;
+            const bool inside = y >= 0 && y < a.height && x >= 0 && x < a.width;
+            const int64_t at = tile.image * a.stride[0] + y * a.stride[1] + x * a.stride[2];
+            pixel[i * kPoints + j] = inside ? static_cast<const T*>(a.x) + at : zeros;
+        }
     for (int64_t c = 0; c < a.in_channels; c += kWidth) {
         vfloat columns[kProducts], points[kPoints];  // columns: (point, column)
+#pragma GCC unroll 6
         for (int j = 0; j < kPoints; ++j) {
-            vfloat d[kPoints] = {};
-            if (left + j >= 0 && left + j < a.width) {
-                for (int i = 0; i < kPoints; ++i)
-                    if (top + i >= 0 && top + i < a.height)
-                        d[i] = load(from + (top + i) * a.stride[1] + (left + j) * a.stride[2] + c);
+            vfloat d[kPoints];
+#pragma GCC unroll 6
+            for (int i = 0; i < kPoints; ++i) {
+                const T* from = pixel[i * kPoints + j] + c;
+                d[i] = load(from);
+                if (j >= 2) __builtin_prefetch(from + kTile * a.stride[2]);  // the next tile's
             }
             to_points(d, columns + j, kPoints);
         }
+#pragma GCC unroll 6
         for (int i = 0; i < kPoints; ++i) {
             to_points(columns + i * kPoints, points, 1);
+#pragma GCC unroll 6
             for (int j = 0; j < kPoints; ++j) store(out + (i * kPoints + j) * step + c, points[j]);
         }
     }
 }
 
-// The weights of kWidth of a block's `width` output channels, transformed, of each input channel c:
+// The weights of kWidth of a panel's `width` output channels, transformed, of each input channel c:
 // out + p * (in_channels * width + kGap) + c * width.
 template <class T>
 void transform_weights(const Args& a, int64_t channel, float* out, int64_t width) {
@@ -147,66 +155,29 @@ void transform_output(const Args& a, const Tile& tile, int64_t channel, const fl
     }
 }
 
-// out (kRows, M kWidth) = x (kRows, in) times u (in, M kWidth), all dense
-template <int M>
-ALWAYS_INLINE void product(const float* x, const float* u, int64_t in, float* out) {
-    vfloat sum[kRows][M] = {};
-    for (int64_t c = 0; c < in; ++c) {
-        vfloat row[M];
-#pragma GCC unroll 4
-        for (int m = 0; m < M; ++m) row[m] = load(u + (c * M + m) * kWidth);
-#pragma GCC unroll 6
-        for (int i = 0; i < kRows; ++i)
-#pragma GCC unroll 4
-            for (int m = 0; m < M; ++m) sum[i][m] += row[m] * x[i * in + c];
-    }
-#pragma GCC unroll 6
-    for (int i = 0; i < kRows; ++i)
-#pragma GCC unroll 4
-        for (int m = 0; m < M; ++m) store(out + (i * M + m) * kWidth, sum[i][m]);
-}
-
-template <int M>
-void product_of_tiles(const float* x, const float* u, int64_t in, int64_t tiles, float* out) {
-    for (int64_t i = 0; i < tiles; i += kRows) product<M>(x + i * in, u, in, out + i * M * kWidth);
-}
-
-struct Blocks {  // Output channels are taken in blocks of at most kVectors vectors, about equally wide.
-    int64_t width;
-
-    explicit Blocks(int64_t channels) {
-        const int64_t vectors = channels / kWidth;
-        width = parts(vectors, parts(vectors, kVectors)) * kWidth;
-    }
-    int64_t end(int64_t begin, int64_t channels) const { return least(begin + width, channels); }
-};
-
-// Output channels [begin, end) of some tiles. weights: of every block (36, in_channels, its width), with gaps
+// Output channels [begin, end) of some tiles. weights: of every panel (36, in_channels, its width), with gaps
 template <class T>
 void convolve(const Args& a, int64_t first, int64_t count, int64_t begin, int64_t end, const float* weights) {
-    const Blocks blocks(a.out_channels);
+    const Panels panels(a.out_channels);
     const int64_t in = a.in_channels, tiles = parts(count, kRows) * kRows;
-    const int64_t x_step = tiles * in + kGap, step = tiles * blocks.width + kGap;
-    float* const x = scratch.reserve(kProducts * (x_step + step));  // (36, tiles, in), with gaps
-    float* const products = x + kProducts * x_step;  // (36, tiles, width of the block), with gaps
-    for (int64_t i = 0; i < count; ++i) transform_input<T>(a, Tile(a, first + i), x + i * in, x_step);
+    const int64_t x_step = tiles * in + kGap, step = tiles * panels.width + kGap;
+    float* const x = scratch.reserve(kProducts * (x_step + step) + in);
+    float* const products = x + kProducts * x_step;    // (36, tiles, width of the panel), with gaps
+    float* const zeros = products + kProducts * step;  // x itself: (36, tiles, in), with gaps
+    __builtin_memset(zeros, 0, in * sizeof(float));
+    for (int64_t i = 0; i < count; ++i) {
+        const T* outside = reinterpret_cast<const T*>(zeros);
+        transform_input<T>(a, Tile(a, first + i), outside, x + i * in, x_step);
+    }
     for (int64_t channel = begin; channel < end;) {
-        const int64_t width = blocks.end(channel, end) - channel;
+        const int64_t width = panels.end(channel, end) - channel;
         for (int64_t p = 0; p < kProducts; ++p, weights += in * width + kGap) {
-            const float* row = x + p * x_step;
             float* out = products + p * step;
-            switch (width / kWidth) {
-                case 1:
-                    product_of_tiles<1>(row, weights, in, tiles, out);
-                    break;
-                case 2:
-                    product_of_tiles<2>(row, weights, in, tiles, out);
-                    break;
-                case 3:
-                    product_of_tiles<least(3, kVectors)>(row, weights, in, tiles, out);
-                    break;
-                default:
-                    product_of_tiles<kVectors>(row, weights, in, tiles, out);
+            for (int64_t i = 0; i < tiles; i += kRows, out += kRows * width) {
+                const float* row = x + p * x_step + i * in;
+                product<Single>(width / kWidth, row, in, weights, in, [=](int r, const vfloat* sums, int n) {
+                    for (int m = 0; m < n; ++m) store(out + (r * n + m) * kWidth, sums[m]);
+                });
             }
         }
         for (int64_t i = 0; i < count; ++i)
@@ -218,20 +189,20 @@ void convolve(const Args& a, int64_t first, int64_t count, int64_t begin, int64_
 
 template <class T>
 void run(const Args& a) {
-    const Blocks blocks(a.out_channels);
+    const Panels panels(a.out_channels);
     const int64_t tiles = a.images * parts(a.height, kTile) * parts(a.width, kTile);
     const int64_t share = parts(tiles, a.threads), most_tiles = parts(share, parts(share, kTiles));
     const int64_t count = parts(most_tiles, kRows) * kRows;
-    const int64_t block_floats = kProducts * (a.in_channels * blocks.width + kGap);  // of a full one
-    const int64_t at_once = most(1, kWeights / block_floats) * blocks.width;         // output channels
+    const int64_t panel_floats = kProducts * (a.in_channels * panels.width + kGap);  // of a full one
+    const int64_t at_once = most(1, kWeights / panel_floats) * panels.width;         // output channels
     float* const weights =
-        weights_scratch.reserve(parts(least(at_once, a.out_channels), blocks.width) * block_floats);
+        weights_scratch.reserve(parts(least(at_once, a.out_channels), panels.width) * panel_floats);
     for (int64_t begin = 0; begin < a.out_channels; begin += at_once) {
         const int64_t end = least(begin + at_once, a.out_channels);
         parallel_for(a.threads, (end - begin) / kWidth, [&](int64_t i) {
-            const int64_t channel = i * kWidth, block = channel / blocks.width;
-            const int64_t width = blocks.end(block * blocks.width, end - begin) - block * blocks.width;
-            float* to = weights + block * block_floats + channel % blocks.width;
+            const int64_t channel = i * kWidth, panel = channel / panels.width;
+            const int64_t width = panels.end(panel * panels.width, end - begin) - panel * panels.width;
+            float* to = weights + panel * panel_floats + channel % panels.width;
             transform_weights<T>(a, begin + channel, to, width);
         });
         parallel_for(a.threads, parts(tiles, count), [&](int64_t i) {

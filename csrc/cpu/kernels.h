@@ -115,6 +115,15 @@ struct ConvolutionArgs {                                       // 3 x 3, stride 
     int threads;
 };
 
+struct FeedForwardArgs {  // y = (h * gelu(g)) weight_out^T + bias_out, (h, g) = x weight_in^T + bias_in
+    DType dtype;          // fp32; bf16 where the instruction set multiplies it
+    int64_t rows, in, hidden, out;           // in, hidden, out: multiples of 16
+    const void *x, *weight_in, *weight_out;  // (rows, in), (2 hidden, in), (out, hidden)
+    const float *bias_in, *bias_out;         // (2 hidden), (out)
+    void* y;                                 // (rows, out)
+    int threads;
+};
+
 struct SparseCausalAttentionArgs {
     DType dtype;
     int64_t batch, frames, pixels, heads, width;  // width: d, columns of one head
@@ -171,5 +180,6 @@ VIDSMOOTH_DECLARE(sparse_causal_attention, SparseCausalAttentionArgs)
 VIDSMOOTH_DECLARE(sparse_causal_attention_backward, SparseCausalAttentionBackwardArgs)
 VIDSMOOTH_DECLARE(group_norm_silu, GroupNormSiluArgs)
 VIDSMOOTH_DECLARE(convolution, ConvolutionArgs)
+VIDSMOOTH_DECLARE(feed_forward, FeedForwardArgs)
 VIDSMOOTH_DECLARE(group_norm_silu_backward, GroupNormSiluBackwardArgs)
 }  // namespace vidsmooth

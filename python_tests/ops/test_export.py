@@ -24,6 +24,10 @@ CALLS = {
         ops.convolution,
         (torch.randn(2, 16, 4, 5), torch.randn(32, 16, 3, 3), torch.randn(32)),
     ),
+    "feed_forward": lambda: (
+        ops.feed_forward,
+        (torch.randn(3, 5, 16), torch.randn(64, 16), torch.randn(64), torch.randn(16, 32), torch.randn(16)),
+    ),
     "group_norm_silu": lambda: (
         lambda x, w, b: ops.group_norm_silu(x, w, b, groups=3, frames=2),
         (torch.randn(4, 6, 3, 5), torch.randn(6), torch.randn(6)),

@@ -22,8 +22,9 @@ from vidsmooth_fast.ops.sparse_causal_attention import sparse_causal_attention
 from vidsmooth_fast.ops.temporal_attention import temporal_attention
 
 from .convolution import convolution
-from .frozen import FrozenFeedForward, FrozenTaps, frozen
-from .linear import linear
+from .feed_forward import FeedForward
+from .frozen import FrozenTaps, frozen
+from .linear import Linear, linear
 
 
 @dataclass(frozen=True)
@@ -152,13 +153,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
-class Linear(nn.Linear):
-    """nn.Linear that takes the fastest way of inference, see `linear`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
-
-
 class Attention(nn.Module):
     """Projections of one attention layer; which tokens meet which is the subclass's business.
 
@@ -243,56 +237,6 @@ class TemporalAttention(Attention):
             starts, weights = ctx.windows.starts, ctx.windows.weights.to(q.device)
             out = temporal_attention(q, k, v, frames=frames, heads=self.heads, starts=starts, weights=weights)
         return self.to_out[0](out)
-
-
-class GEGLU(nn.Module):
-    """proj(x) split in halves (h, g): h * gelu(g), exact (erf) GELU.
-
-    On a CPU the halves are projected separately: the same arithmetic, but everything after it reads contiguous memory
-    (feed-forward of 8,192 tokens of width 128, bf16, 1 core: 19.6 ms against 26.8 ms; fp32 40.8 against 53.8).
-    An exported graph keeps the weights as they are.
-    """
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.proj = nn.Linear(dim, hidden * 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or torch.compiler.is_exporting():
-            hidden, gate = self.proj(x).chunk(2, dim=-1)
-            return hidden * F.gelu(gate)
-        (w_hidden, w_gate), (b_hidden, b_gate) = self.proj.weight.chunk(2), self.proj.bias.chunk(2)
-        hidden, gate = linear(x, w_hidden, b_hidden), linear(x, w_gate, b_gate, gelu=True)
-        return hidden * gate if torch.is_grad_enabled() else gate.mul_(hidden)
-
-
-class FeedForward(nn.Module):
-    """dim -> GEGLU 4 dim -> dim. The published `net.1` is a dropout of probability zero.
-
-    Inference on a CPU goes through 2,048 tokens at a time: the wide intermediate then stays in cache, and its memory
-    is reused instead of being mapped anew for every layer (32,768 tokens of width 128, 1 core: fp32 157 ms against
-    302 ms, bf16 80 against 170). So do gradients that only pass through. A compiled or exported graph takes them at
-    once: how many pieces there are would be fixed in it.
-    """
-
-    CHUNK = 2048
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.net = nn.ModuleList([GEGLU(dim, dim * 4), nn.Identity(), Linear(dim * 4, dim)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        first, last = self.net[0].proj, self.net[2]
-        weights = first.weight, first.bias, last.weight, last.bias
-        if frozen(x, *weights):
-            return FrozenFeedForward.apply(x.flatten(0, 1), *weights, self.CHUNK).view(x.shape)
-        if torch.is_grad_enabled() or x.device.type != "cpu" or torch.compiler.is_compiling():
-            return self.net[2](self.net[0](x))
-        tokens = x.flatten(0, 1)
-        out = torch.empty_like(tokens)
-        for part, result in zip(tokens.split(self.CHUNK), out.split(self.CHUNK), strict=True):
-            result.copy_(self.net[2](self.net[0](part)))
-        return out.view(x.shape)
 
 
 class TransformerBlock(nn.Module):

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vidsmooth_fast import ops
-from vidsmooth_fast.ops._dispatch import extension, wanted
-from vidsmooth_fast.ops.convolution import CHANNELS
+
+from .kernels import kernel_runs
 
 TILE = 4
 """Pixels a side that are filtered at once; a map that is no multiple is filled up with zeros."""
@@ -21,23 +21,12 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     backend get `F.conv2d`.
     """
     inputs, outputs = weight.shape[1], weight.shape[0]
-    if _runs(x, weight, bias) and _pays(x, inputs):
+    if kernel_runs(x, weight, bias) and _pays(x, inputs):
         if not (torch.is_grad_enabled() and x.requires_grad) or _pays(
             x, outputs
         ):  # the gradient goes back from those
             return ops.convolution(x, weight, bias)
     return F.conv2d(x, weight, bias, padding=1)
-
-
-def _runs(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
-    """Whether the C++ kernel takes these and was not ruled out."""
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-        return False
-    asked = wanted()
-    if (asked and asked[0] != "cpu") or not x.dtype == weight.dtype == bias.dtype:
-        return False
-    module = extension()
-    return module is not None and module.isa() != "base" and not any(c % CHANNELS for c in weight.shape[:2])
 
 
 def _pays(x: Tensor, channels: int) -> bool:

@@ -6,7 +6,7 @@ import platform
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 AVAILABLE = (
     platform.machine() in ("x86_64", "AMD64")
@@ -42,3 +42,10 @@ def _through_onednn(x: Tensor, weight: Tensor) -> bool:
     if x.dtype == torch.bfloat16:
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return x.dtype == torch.float32
+
+
+class Linear(nn.Linear):
+    """nn.Linear that takes the fastest way of inference, see `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)

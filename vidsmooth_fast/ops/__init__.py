@@ -3,6 +3,7 @@
 from ._dispatch import backend, report
 from .convolution import convolution
 from .denoise_step import denoise_step
+from .feed_forward import feed_forward
 from .group_norm_silu import group_norm_silu
 from .inversion_blend import inversion_blend
 from .noise_constraint import noise_constraint
@@ -14,6 +15,7 @@ __all__ = [
     "backend",
     "convolution",
     "denoise_step",
+    "feed_forward",
     "group_norm_silu",
     "inversion_blend",
     "noise_constraint",

@@ -30,6 +30,32 @@ def like(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
         raise ValueError(f"{name}: expected the device of {other_name}, {other.device}, got {tensor.device}")
 
 
+def rows(name: str, tensor: Tensor) -> None:
+    """tensor: non-empty, floating-point, (..., C) with at least two axes."""
+    axes = (
+        ", ".join(["N"] * (tensor.dim() - 1) + ["C"])
+        if isinstance(tensor, Tensor) and tensor.dim() > 1
+        else "N, C"
+    )
+    floating(name, tensor, axes)
+
+
+def layer(
+    weight_name: str, weight: Tensor, bias_name: str, bias: Tensor | None, inputs: int, device: torch.device
+) -> None:
+    """weight: (O, inputs), bias: (O,) or None, floating-point, on the device of the layer's input."""
+    floating(weight_name, weight, "O, C")
+    if weight.shape[1] != inputs:
+        raise ValueError(f"{weight_name}: expected shape (O, {inputs}), got {tuple(weight.shape)}")
+    if bias is not None:
+        floating(bias_name, bias, "O")
+        if bias.shape != weight.shape[:1]:
+            raise ValueError(f"{bias_name}: expected shape ({weight.shape[0]},), got {tuple(bias.shape)}")
+    for name, tensor in ((weight_name, weight), (bias_name, bias)):
+        if tensor is not None and tensor.device != device:
+            raise ValueError(f"{name}: expected the device of x, {device}, got {tensor.device}")
+
+
 def wide(tensor: Tensor) -> Tensor:
     """The tensor in the dtype that sums are kept in: fp32 for half precision, its own otherwise."""
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
