@@ -117,7 +117,7 @@ SWITCHES = {
     "attention's products in fp32": _single_products,
     "without the one-pass step": _in_pytorch(ops, "denoise_step"),
     "feed-forward by oneDNN, in pieces": lambda _: mock.patch.object(feed_forward, "_pays", lambda _: False),
-    "freed memory returned at once": lambda _: mock.patch.object(run, "kept_heap", nullcontext),
+    "freed memory returned at once": lambda _: mock.patch.object(run, "kept_heap", lambda _: nullcontext()),
     "convolutions by oneDNN": lambda _: mock.patch.object(convolution, "_pays", lambda *_: False),
     "without oneDNN's linear layers": lambda _: mock.patch.object(linear, "AVAILABLE", False),
     "doubling by enlargement and convolution": lambda _: mock.patch.object(

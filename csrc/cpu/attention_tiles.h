@@ -1,4 +1,4 @@
-// The micro-kernels of attention, on dense fp32 rows; the convolution uses the first few. Vectors run across
+// The micro-kernels of attention, on dense fp32 rows; the products use the first few. Vectors run across
 // W queries while scores are made, and across the head's columns while values are summed. Rows have `stride`
 // floats; what lies beyond a tile's last row or column is read and written freely, and never used.
 #pragma once

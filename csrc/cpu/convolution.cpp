@@ -96,7 +96,9 @@ void transform_input(const Args& a, const Tile& tile, const T* zeros, float* out
             for (int i = 0; i < kPoints; ++i) {
                 const T* from = pixel[i * kPoints + j] + c;
                 d[i] = load(from);
-                if (j >= 2) __builtin_prefetch(from + kTile * a.stride[2]);  // the next tile's
+                if (j >= 2)
+                    __builtin_prefetch(from +
+                                       kTile * a.stride[2]);  // the next tile's, if it is none of zeros
             }
             to_points(d, columns + j, kPoints);
         }
@@ -161,9 +163,9 @@ void convolve(const Args& a, int64_t first, int64_t count, int64_t begin, int64_
     const Panels panels(a.out_channels);
     const int64_t in = a.in_channels, tiles = parts(count, kRows) * kRows;
     const int64_t x_step = tiles * in + kGap, step = tiles * panels.width + kGap;
-    float* const x = scratch.reserve(kProducts * (x_step + step) + in);
-    float* const products = x + kProducts * x_step;    // (36, tiles, width of the panel), with gaps
-    float* const zeros = products + kProducts * step;  // x itself: (36, tiles, in), with gaps
+    float* const x = scratch.reserve(kProducts * (x_step + step) + in);  // (36, tiles, in), with gaps
+    float* const products = x + kProducts * x_step;  // (36, tiles, width of the panel), with gaps
+    float* const zeros = products + kProducts * step;
     __builtin_memset(zeros, 0, in * sizeof(float));
     for (int64_t i = 0; i < count; ++i) {
         const T* outside = reinterpret_cast<const T*>(zeros);

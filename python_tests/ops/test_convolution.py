@@ -141,6 +141,15 @@ def test_gradients(each_kernel, dtype, frozen):
             )
 
 
+def test_gradients_without_a_bias(each_kernel):
+    x, weight, _ = inputs(1, 16, 32, 5, 4)
+    ops.convolution(x.requires_grad_(), weight.requires_grad_()).sum().backward()
+    ours = x.grad.clone(), weight.grad.clone()
+    x.grad = weight.grad = None
+    F.conv2d(x, weight, padding=1).sum().backward()
+    torch.testing.assert_close(ours, (x.grad, weight.grad), rtol=1e-4, atol=1e-4)
+
+
 def test_the_gradient_follows_a_request(monkeypatch):
     x, weight, bias = inputs(1, 16, 16, 4, 4)
     with ops.backend("torch"):

@@ -79,7 +79,7 @@ def test_the_gate_everywhere(on, kernel):
     """h = 1, so that the hidden numbers are gelu(g), and the identity after it."""
     on(kernel)
     g = torch.cat(
-        [torch.linspace(-12, 12, 4801), torch.tensor([0.0, -0.0, 1e-30, -1e-30, 80.0, -80.0, 1e30])]
+        [torch.linspace(-12, 12, 4801), torch.tensor([0.0, -0.0, 1e-30, -1e-30, 80.0, -80.0, 1e30, -1e30])]
     )
     x = F.pad(g[:, None], (0, 15))
     weight_in = torch.zeros(32, 16)
@@ -87,7 +87,11 @@ def test_the_gate_everywhere(on, kernel):
     bias_in = torch.cat([torch.ones(16), torch.zeros(16)])
     got = ops.feed_forward(x, weight_in, bias_in, torch.eye(16), None)[:, 0]
     exact = F.gelu(g.double())
-    assert ((got - exact).abs() <= 2e-7 * g.abs()).all()
+    error = (got - exact).abs()
+    assert (error <= 2e-7 * g.abs()).all() and error[g < -5].max() <= 2e-6
+
+    nowhere = ops.feed_forward(torch.full((1, 16), torch.nan), weight_in, bias_in, torch.eye(16), None)
+    assert nowhere.isnan().any()
 
 
 @pytest.mark.parametrize("kernel", kernels(torch.float32)[1:])
@@ -140,6 +144,15 @@ def test_gradients(needed):
         assert (ours.grad is None) == (right.grad is None)
         if ours.grad is not None:
             torch.testing.assert_close(ours.grad.double(), right.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_second_derivatives():
+    found = []
+    for function in (ops.feed_forward, plain):
+        given = [t.requires_grad_() for t in inputs((3, 16), 16, 16)]
+        (to_x,) = torch.autograd.grad(function(*given).square().sum(), given[0], create_graph=True)
+        found.append(torch.autograd.grad(to_x.square().sum(), given[1:4]))
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,8 @@ def _pays(x: Tensor, channels: int) -> bool:
     """Whether `ops.convolution` is faster on maps like x of so many channels. Never a question of N: results must not
     depend on how windows are batched.
 
-    Zen 4 against oneDNN, one core and two: fp32 2.3 to 3.3 and 1.6 to 2.8 times as fast from 48 to 1,280 channels, 16
-    maps of 4x4 and more, and 1.7 times at 1,280 channels of 2x2; bf16 1.2 to 1.7 and 1.0 to 1.6 times, but 0.8 at 1,280
+    Zen 4 against oneDNN, one core and two: fp32 2.3 to 3.3 and 1.8 to 3.1 times as fast from 48 to 1,280 channels, 16
+    maps of 4x4 and more, and 1.7 times at 1,280 channels of 2x2; bf16 1.2 to 1.7 and 0.8 to 1.6 times, but 0.6 at 1,280
     channels of 4x4, where the weights take most of the time.
     """
     height, width = x.shape[2:]

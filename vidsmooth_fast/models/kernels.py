@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from vidsmooth_fast.ops._dispatch import extension, wanted
+from vidsmooth_fast.ops.feed_forward import MULTIPLE
 
 
-def kernel_runs(x: Tensor, *parameters: Tensor, multiple: int = 16) -> bool:
-    """Whether a C++ kernel that takes multiples of so many channels takes these, and nobody ruled it out.
+def kernel_runs(x: Tensor, *parameters: Tensor) -> bool:
+    """Whether a C++ kernel that takes multiples of MULTIPLE channels takes these, and nobody ruled it out.
 
     parameters: of the layer, in the dtype of x. Compiled and exported graphs, autocast, GPUs, requests for another
     backend and processors without AVX2 get PyTorch's layers.
@@ -20,4 +21,4 @@ def kernel_runs(x: Tensor, *parameters: Tensor, multiple: int = 16) -> bool:
     if module is None or module.isa() == "base" or (asked and asked[0] != "cpu"):
         return False
     sizes = (size for p in parameters for size in p.shape[:2])
-    return all(p.dtype == x.dtype for p in parameters) and not any(size % multiple for size in sizes)
+    return all(p.dtype == x.dtype for p in parameters) and not any(size % MULTIPLE for size in sizes)

@@ -80,11 +80,11 @@ def _backward(ctx, grad):
         to_weight = torch.nn.grad.conv2d_weight(x.to(wide), weight.shape, grad.to(wide), padding=1).to(
             weight.dtype
         )
-    if ctx.needs_input_grad[2]:
+    if ctx.bias_dtype is not None and ctx.needs_input_grad[2]:
         to_bias = grad.sum((0, 2, 3), dtype=torch.promote_types(grad.dtype, ctx.bias_dtype)).to(
             ctx.bias_dtype
         )
-    return to_x, to_weight, to_bias
+    return (to_x, to_weight, to_bias)[: len(ctx.needs_input_grad)]
 
 
 torch.library.register_autograd("vidsmooth::convolution", _backward, setup_context=_setup_context)

@@ -89,15 +89,12 @@ def _setup_context(ctx, inputs, keyword_only_inputs, output):
 
 def _backward(ctx, grad):
     """Through the equation, computed anew: no hidden number was kept."""
-    needed = ctx.needs_input_grad
-    leaves = [
-        None if t is None else t.detach().requires_grad_(need)
-        for t, need in zip(ctx.saved_tensors, needed, strict=True)
-    ]
+    again = torch.is_grad_enabled()  # the gradient is to be differentiated itself
     with torch.enable_grad():
-        y = reference(*leaves)
-    found = iter(torch.autograd.grad(y, [t for t, need in zip(leaves, needed, strict=True) if need], grad))
-    return tuple(next(found) if need else None for need in needed)
+        y = reference(*ctx.saved_tensors)
+    needed = [t for t, need in zip(ctx.saved_tensors, ctx.needs_input_grad, strict=True) if need]
+    found = iter(torch.autograd.grad(y, needed, grad, create_graph=again))
+    return tuple(next(found) if need else None for need in ctx.needs_input_grad)
 
 
 torch.library.register_autograd("vidsmooth::feed_forward", _backward, setup_context=_setup_context)
@@ -115,7 +112,7 @@ def feed_forward(
     """(h · gelu(g)) W_outᵀ + b_out, (h, g) = x W_inᵀ + b_in in halves; GELU is the exact (erf) one.
 
     The C++ kernel takes a few rows through both layers at once: hidden numbers never leave the cache. Its normal
-    distribution is exact to 1.1e-7.
+    distribution is exact to 1.1e-7, and gelu is 0 below -5.25.
 
     x: (..., C), any strides (fast where contiguous). weight_in: (2 H, C), weight_out: (O, H), any floating dtype.
     bias_in: (2 H,), bias_out: (O,), or None.

@@ -8,14 +8,16 @@ from pathlib import Path
 import psutil
 import torch
 
+from vidsmooth_fast.sampling.heap import kept_bytes
+
 SHARE = 0.5
 """Of the free memory that "auto" batching plans with; the allocator and other programs have the rest."""
 
 CHUNK_TOKENS = 2048
-"""Tokens that the feed-forward takes at a time on a CPU (`blocks.FeedForward.CHUNK`)."""
+"""Tokens that the feed-forward takes at a time on a CPU (`FeedForward.CHUNK`); `ops.feed_forward` takes less."""
 
 HEAP_BLOCK = 32 * 2**20
-"""Bytes from which glibc takes a block from the system and gives it back at once; smaller ones come from the heap."""
+"""Bytes from which blocks leave holes that the next of their kind fill; those of smaller ones count, see HEAP."""
 
 HEAP = 2
 """What is resident of a heap at its peak, as a multiple of what is alive: freed blocks leave holes. Measured on network
@@ -30,7 +32,7 @@ def network_bytes(
     """Peak bytes of activations in one network call, found by walking through the network as a call does.
 
     config: VideoUNet's. pairs: windows x branches in the call, each of `frames` frames of height x width latents.
-    on_cpu: there the feed-forward goes through the tokens in pieces.
+    on_cpu: there the feed-forward goes through the tokens in pieces, at most CHUNK_TOKENS.
     """
     channels, layers, images = config["block_out_channels"], config["layers_per_block"], pairs * frames
     temporal, levels = bool(config.get("temporal_conv")), len(channels)
@@ -115,11 +117,12 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
-    free = psutil.virtual_memory().available
+    free = psutil.virtual_memory().available + kept_bytes()
     try:
         limit = (_CGROUP / "memory.max").read_text().strip()
         if limit != "max":
-            free = min(free, int(limit) - int((_CGROUP / "memory.current").read_text()))
+            inside = int(limit) - int((_CGROUP / "memory.current").read_text()) + kept_bytes()
+            free = min(free, inside)
     except (OSError, ValueError):  # no container, or one that does not tell
         pass
     return free

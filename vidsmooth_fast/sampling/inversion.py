@@ -215,7 +215,7 @@ def invert(
     job = Job(model, options.for_model(model, has_source=True, has_latents=False), branches=(1,))
     bar = Progress(progress, len(job.schedule.steps) * job.items(1), lambda: 0.0)
     bar.say(job.describe(1))
-    with torch.inference_mode(), kept_heap(), bar:
+    with torch.inference_mode(), kept_heap(model.device), bar:
         clean = job.encode(video)
         bar.phase("inverting", len(job.schedule.steps), costs=[job.items(1)] * len(job.schedule.steps))
         latents = invert_latents(

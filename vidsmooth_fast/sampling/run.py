@@ -82,7 +82,7 @@ class Run:
 
     def video(self, callback: Callable[[int, int, Tensor], None] | None, target: Path | None) -> Video:
         """Compute it, or what is left of it. See `fast_sample`."""
-        with torch.inference_mode(), kept_heap(), self.progress:
+        with torch.inference_mode(), kept_heap(self.job.model.device), self.progress:
             self.progress.say(self.job.describe(len(self.tracks)))
             latents = self._sample(callback)
             video = self._decode(latents, target)
