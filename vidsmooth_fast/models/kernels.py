@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vidsmooth_fast.ops._dispatch import extension, wanted
-from vidsmooth_fast.ops.feed_forward import MULTIPLE
+from vidsmooth_fast.ops._dispatch import CHANNELS, extension, wanted
 
 
 def kernel_runs(x: Tensor, *parameters: Tensor) -> bool:
-    """Whether a C++ kernel that takes multiples of MULTIPLE channels takes these, and nobody ruled it out.
+    """Whether a C++ kernel that takes multiples of CHANNELS channels takes these, and nobody ruled it out.
 
     parameters: of the layer, in the dtype of x. Compiled and exported graphs, autocast, GPUs, requests for another
     backend and processors without AVX2 get PyTorch's layers.
@@ -21,4 +20,4 @@ def kernel_runs(x: Tensor, *parameters: Tensor) -> bool:
     if module is None or module.isa() == "base" or (asked and asked[0] != "cpu"):
         return False
     sizes = (size for p in parameters for size in p.shape[:2])
-    return all(p.dtype == x.dtype for p in parameters) and not any(size % MULTIPLE for size in sizes)
+    return all(p.dtype == x.dtype for p in parameters) and not any(size % CHANNELS for size in sizes)

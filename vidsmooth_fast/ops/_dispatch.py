@@ -34,6 +34,9 @@ ORDER = (
 )  # best first where nothing was measured; "cpu" is the C++ extension
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/cpu/kernels.h, DType
 
+CHANNELS = 16
+"""The C++ kernels of layers, `convolution` and `feed_forward`, take multiples of so many channels, in and out."""
+
 _requested: ContextVar[str | None] = ContextVar("vidsmooth_backend", default=None)
 
 

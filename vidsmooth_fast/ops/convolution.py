@@ -7,10 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _checks
-from ._dispatch import DTYPE_CODES, Backend, cpu_supports, extension, kept_request, register
-
-CHANNELS = 16
-"""The C++ kernel takes multiples of so many channels, in and out."""
+from ._dispatch import CHANNELS, DTYPE_CODES, Backend, cpu_supports, extension, kept_request, register
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -7,18 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _checks
-from ._dispatch import DTYPE_CODES, Backend, cpu_supports, extension, register
-
-MULTIPLE = 16
-"""The C++ kernel takes multiples of so many inputs, hidden numbers and outputs."""
+from ._dispatch import CHANNELS, DTYPE_CODES, Backend, cpu_supports, extension, register
 
 
 def reference(
-    x: Tensor,
-    weight_in: Tensor,
-    bias_in: Tensor | None,
-    weight_out: Tensor,
-    bias_out: Tensor | None,
+    x: Tensor, weight_in: Tensor, bias_in: Tensor | None, weight_out: Tensor, bias_out: Tensor | None
 ) -> Tensor:
     """The equation in plain PyTorch; arguments as in :func:`feed_forward`."""
     wide = _checks.wide(x)
@@ -34,8 +27,8 @@ def _cpu_supports(x, weight_in=None, _bias_in=None, weight_out=None, _bias_out=N
     if not supported:
         return False, why
     sizes = () if weight_in is None else (weight_in.shape[1], *weight_out.shape)
-    if any(size % MULTIPLE for size in sizes):
-        return False, f"the C++ kernel takes multiples of {MULTIPLE} columns, got {sizes}"
+    if any(size % CHANNELS for size in sizes):
+        return False, f"the C++ kernel takes multiples of {CHANNELS} columns, got {sizes}"
     if x.dtype == torch.float16 or (x.dtype == torch.bfloat16 and extension().isa() != "avx512_bf16"):
         return (
             False,
@@ -45,11 +38,7 @@ def _cpu_supports(x, weight_in=None, _bias_in=None, weight_out=None, _bias_out=N
 
 
 def _cpu(
-    x: Tensor,
-    weight_in: Tensor,
-    bias_in: Tensor | None,
-    weight_out: Tensor,
-    bias_out: Tensor | None,
+    x: Tensor, weight_in: Tensor, bias_in: Tensor | None, weight_out: Tensor, bias_out: Tensor | None
 ) -> Tensor:
     outputs, hidden = weight_out.shape
     inputs = weight_in.shape[1]

@@ -76,7 +76,7 @@ def _mallopt() -> Callable[[int, int], int] | None:
         return None
     try:
         library = ctypes.CDLL(None)
-        library.gnu_get_libc_version, library.malloc_trim  # noqa: B018 - is it glibc?
-        return library.mallopt
-    except (OSError, AttributeError, TypeError):
+    except (OSError, TypeError):
         return None
+    is_glibc = all(hasattr(library, name) for name in ("gnu_get_libc_version", "malloc_trim", "mallopt"))
+    return library.mallopt if is_glibc else None
