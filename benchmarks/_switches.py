@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from unittest import mock
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from vidsmooth_fast import ops
 from vidsmooth_fast.models import VideoUNet, blocks, convolution, feed_forward, linear, unet
 from vidsmooth_fast.ops import _dispatch
-from vidsmooth_fast.sampling import job, run
+from vidsmooth_fast.sampling import job
 from vidsmooth_fast.sampling.denoiser import UNetDenoiser
 
 
@@ -117,7 +117,6 @@ SWITCHES = {
     "attention's products in fp32": _single_products,
     "without the one-pass step": _in_pytorch(ops, "denoise_step"),
     "feed-forward by oneDNN, in pieces": lambda _: mock.patch.object(feed_forward, "_pays", lambda _: False),
-    "freed memory returned at once": lambda _: mock.patch.object(run, "kept_heap", lambda _: nullcontext()),
     "convolutions by oneDNN": lambda _: mock.patch.object(convolution, "_pays", lambda *_: False),
     "without oneDNN's linear layers": lambda _: mock.patch.object(linear, "AVAILABLE", False),
     "doubling by enlargement and convolution": lambda _: mock.patch.object(

@@ -8,8 +8,6 @@ from pathlib import Path
 import psutil
 import torch
 
-from vidsmooth_fast.sampling.heap import kept_bytes
-
 SHARE = 0.5
 """Of the free memory that "auto" batching plans with; the allocator and other programs have the rest."""
 
@@ -117,11 +115,11 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
-    free = psutil.virtual_memory().available + kept_bytes()
+    free = psutil.virtual_memory().available
     try:
         limit = (_CGROUP / "memory.max").read_text().strip()
         if limit != "max":
-            inside = int(limit) - int((_CGROUP / "memory.current").read_text()) + kept_bytes()
+            inside = int(limit) - int((_CGROUP / "memory.current").read_text())
             free = min(free, inside)
     except (OSError, ValueError):  # no container, or one that does not tell
         pass

@@ -15,7 +15,6 @@ from vidsmooth_fast import ops
 from vidsmooth_fast.models.latent_model import LatentModel
 from vidsmooth_fast.models.loading import load_placed
 from vidsmooth_fast.sampling.engine import State, run_steps
-from vidsmooth_fast.sampling.heap import kept_heap
 from vidsmooth_fast.sampling.job import Job
 from vidsmooth_fast.sampling.latents import Store, send
 from vidsmooth_fast.sampling.noise import frame_noise
@@ -215,7 +214,7 @@ def invert(
     job = Job(model, options.for_model(model, has_source=True, has_latents=False), branches=(1,))
     bar = Progress(progress, len(job.schedule.steps) * job.items(1), lambda: 0.0)
     bar.say(job.describe(1))
-    with torch.inference_mode(), kept_heap(model.device), bar:
+    with torch.inference_mode(), bar:
         clean = job.encode(video)
         bar.phase("inverting", len(job.schedule.steps), costs=[job.items(1)] * len(job.schedule.steps))
         latents = invert_latents(

@@ -16,7 +16,6 @@ from vidsmooth_fast.conditioning.prompts import Prompt
 from vidsmooth_fast.sampling.checkpoint import Checkpoint, fingerprint
 from vidsmooth_fast.sampling.encoding import EncodingThread
 from vidsmooth_fast.sampling.engine import Guidance, State, denoise
-from vidsmooth_fast.sampling.heap import kept_heap
 from vidsmooth_fast.sampling.inversion import invert_latents
 from vidsmooth_fast.sampling.job import Job
 from vidsmooth_fast.sampling.noise import initial_noise
@@ -82,7 +81,7 @@ class Run:
 
     def video(self, callback: Callable[[int, int, Tensor], None] | None, target: Path | None) -> Video:
         """Compute it, or what is left of it. See `fast_sample`."""
-        with torch.inference_mode(), kept_heap(self.job.model.device), self.progress:
+        with torch.inference_mode(), self.progress:
             self.progress.say(self.job.describe(len(self.tracks)))
             latents = self._sample(callback)
             video = self._decode(latents, target)
