@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vidsmooth_fast.metrics.base import Metric, Pair
@@ -75,8 +74,8 @@ def vl_scores(before: Tensor, after: Tensor, k: int | None = None) -> Tensor:
     of the size. Returns (N,) float64.
 
     The inner products of all shifts are one correlation, by FFT, of `before` without its mean, which is added after (no
-    wrap-around: the crop is k smaller); the norms are box sums from an integral image. They choose the shift; the
-    cosine there is computed anew in float64.
+    wrap-around: the crop is k smaller); the norms are box sums, two small products with bands of ones. They choose the
+    shift; the inner product there is computed anew in float64.
     """
     height, width = before.shape[-2:]
     k = shifts(height, width) if k is None else k
@@ -88,19 +87,21 @@ def vl_scores(before: Tensor, after: Tensor, k: int | None = None) -> Tensor:
         )
     before, after = (x if x.dtype == torch.float64 else x.float() for x in (before, after))
     crop = after[..., k // 2 : k // 2 + h, k // 2 : k // 2 + w]
+    exact = crop.double()
     mean = before.mean((2, 3), keepdim=True)
     spectrum = torch.fft.rfft2(before - mean)
     spectrum.mul_(torch.fft.rfft2(crop, s=(height, width)).conj())
     inner = torch.fft.irfft2(spectrum.sum(1), s=(height, width))[:, : k + 1, : k + 1].double()
-    inner += (mean * crop.sum((2, 3), keepdim=True, dtype=torch.float64)).sum((1, 2, 3))[:, None, None]
-    energy = box_sums(before.square().sum(1, dtype=torch.float64), h, w)
+    inner += (mean * exact.sum((2, 3), keepdim=True)).sum((1, 2, 3))[:, None, None]
+    energy = band(k, h) @ before.square().sum(1, dtype=torch.float64) @ band(k, w).T
     best = (inner / energy.clamp_min(TINY).sqrt()).flatten(1).argmax(1)
     corners = [divmod(b, k + 1) for b in best.tolist()]
     windows = torch.stack([x[:, i : i + h, j : j + w] for x, (i, j) in zip(before, corners, strict=True)])
-    return 100 * F.cosine_similarity(crop.double().flatten(1), windows.double().flatten(1), eps=TINY)
+    exact = exact.flatten(1)
+    norms = torch.linalg.vecdot(exact, exact) * energy.flatten(1).gather(1, best[:, None])[:, 0]
+    return 100 * torch.linalg.vecdot(exact, windows.flatten(1).double()) / norms.clamp_min(TINY).sqrt()
 
 
-def box_sums(x: Tensor, h: int, w: int) -> Tensor:
-    """Sums of x (N, H, W) over every h x w box: (N, H - h + 1, W - w + 1)."""
-    s = F.pad(x.cumsum(1).cumsum(2), (1, 0, 1, 0))
-    return s[:, h:, w:] - s[:, :-h, w:] - s[:, h:, :-w] + s[:, :-h, :-w]
+def band(k: int, length: int) -> Tensor:
+    """Row i adds elements i ... i + length - 1: (k + 1, k + length) of ones and zeros, float64."""
+    return torch.ones(k + 1, k + length, dtype=torch.float64).triu().tril(length - 1)
