@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -119,9 +118,6 @@ SWITCHES = {
     "feed-forward by oneDNN, in pieces": lambda _: mock.patch.object(feed_forward, "_pays", lambda _: False),
     "convolutions by oneDNN": lambda _: mock.patch.object(convolution, "_pays", lambda *_: False),
     "without oneDNN's linear layers": lambda _: mock.patch.object(linear, "AVAILABLE", False),
-    "doubling by enlargement and convolution": lambda _: mock.patch.object(
-        blocks.Upsample, "WORTH", math.inf
-    ),
     "text projected in every call": _without("text"),
     "time embedded in every call": _without("time"),
     "nothing shared by the guidance branches": _without("branches"),

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from python_tests.tiny import tiny_unet_config
 from vidsmooth_fast import ops
 from vidsmooth_fast.models import VideoUNet
-from vidsmooth_fast.models.blocks import ResnetBlock
+from vidsmooth_fast.models.blocks import ResnetBlock, Upsample
 from vidsmooth_fast.models.convolution import convolution
 from vidsmooth_fast.ops import _dispatch
 
@@ -102,12 +102,13 @@ def test_requests_and_processors_without_the_kernel(calls):
 
 
 @pytest.mark.parametrize("timesteps", [10, torch.tensor([10, 20])], ids=["one timestep", "several"])
-def test_every_resnet_goes_this_way(calls, timesteps):
+def test_every_resnet_and_enlargement_goes_this_way(calls, timesteps):
     unet = VideoUNet.from_config(tiny_unet_config(block_out_channels=[16, 32])).eval()
     resnets = [m for m in unet.modules() if isinstance(m, ResnetBlock)]
+    upsamplers = [m for m in unet.modules() if isinstance(m, Upsample)]
     with torch.inference_mode():
         unet(torch.randn(2, 4, 3, 16, 16), timesteps, torch.randn(2, 7, 16))
-    assert resnets and len(calls) == 2 * len(resnets)
+    assert resnets and upsamplers and len(calls) == 2 * len(resnets) + len(upsamplers)
 
 
 def test_pytorch_in_graphs_and_under_autocast(calls):

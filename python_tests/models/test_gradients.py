@@ -55,7 +55,7 @@ def test_recomputation_keeps_less():
 
 @pytest.mark.parametrize("size", [(8, 6), (7, 5)], ids=["doubled", "not quite"])
 def test_enlargement(size):
-    """Doubling is a transposed convolution on a CPU: the same values and gradients."""
+    """To any size, as PyTorch does it: the same values and gradients."""
     torch.manual_seed(0)
     upsample = Upsample(6).double()
     x = torch.randn(4, 6, 4, 3, dtype=torch.float64, requires_grad=True)

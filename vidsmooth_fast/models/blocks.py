@@ -393,27 +393,15 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour enlargement to `size` (H, W), then a 3x3 convolution.
-
-    A CPU doubles the size by a transposed convolution of stride 2, whose 4x4 kernel adds up the weights that meet in
-    one input pixel: 16 products for each of these instead of 36, forward and backward, and no enlarged map. 16-bit
-    kernels would round the sums.
-    """
-
-    WORTH = 1 / 8
-    """Pixels of a map for each channel from which it pays to add up the kernel, for 16 maps and more."""
+    """Nearest-neighbour enlargement to `size` (H, W), then a 3x3 convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        c, h, w = x.shape[1:]
-        eager = x.device.type == "cpu" and not torch.compiler.is_compiling()
-        if eager and size == (2 * h, 2 * w) and x.dtype.itemsize > 2 and h * w >= self.WORTH * c:
-            kernel = F.avg_pool2d(self.conv.weight.flip(2, 3), 2, stride=1, padding=1, divisor_override=1)
-            return F.conv_transpose2d(x, kernel.transpose(0, 1), self.conv.bias, stride=2, padding=1)
-        return self.conv(F.interpolate(x, size=size, mode="nearest"))
+        x = F.interpolate(x, size=size, mode="nearest")
+        return convolution(x, self.conv.weight, self.conv.bias)
 
 
 def sinusoid(timesteps: Tensor, dim: int, flip_sin_to_cos: bool, freq_shift: float) -> Tensor:
