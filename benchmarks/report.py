@@ -220,6 +220,41 @@ def aoti_section() -> list[str]:
     ]
 
 
+def controls_section() -> list[str]:
+    """What a ControlNet adds to a step."""
+    records = newest("controls", ("size", "dtype"))
+    if not records:
+        return []
+    rows = [
+        [
+            f"{r['size']}, {r['dtype']}",
+            f"{r['without_s']:.2f} s",
+            f"{r['controlled_s']:.2f} s",
+            f"{r['unshared_s']:.2f} s",
+            f"{r['controlled_s'] / r['without_s'] - 1:.0%}; {r['unshared_s'] / r['without_s'] - 1:.0%}",
+        ]
+        for r in records
+    ]
+    header = [
+        "network",
+        "a step without",
+        "with a ControlNet",
+        "every window its own",
+        "what it adds; would add",
+    ]
+    return [
+        "## A ControlNet",
+        "",
+        f"One guided step of {records[-1]['frames']} frames, windows of 16, stride 8, with a ControlNet of the "
+        "network's encoder, and with what neighbouring windows share computed anew for each.",
+        "",
+        *table(header, rows),
+        "",
+        f"`python benchmarks/controls.py`; {where(records[-1])}",
+        "",
+    ]
+
+
 def tuning_section() -> list[str]:
     records = newest("tuning", ("loss", "frames"))
     if not records:
@@ -325,6 +360,7 @@ def main() -> None:
     for name, title in OPERATORS.items():
         lines += operator_section(name, title)
     lines += tuning_section()
+    lines += controls_section()
     lines += aoti_section()
     lines += memory_section()
     lines += evaluation_section()

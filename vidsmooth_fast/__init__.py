@@ -16,6 +16,7 @@ _WHERE = {
     "invert": "sampling.inversion",
     "NoiseConstraint": "sampling.smoothing",
     "InversionBlend": "sampling.smoothing",
+    "Control": "conditioning.controls",
     "DeepReuse": "sampling.reuse",
     "evaluate": "metrics.evaluate",
     "Report": "metrics.report",

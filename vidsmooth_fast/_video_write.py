@@ -61,10 +61,10 @@ def check_output(path: str | os.PathLike) -> Path:
     return path
 
 
-def check_spared(path: Path, source: Path | None) -> None:
-    """Raises: ValueError where writing to `path` would replace the source clip (the same file, links followed)."""
+def check_spared(path: Path, source: Path | None, what: str = "the source") -> None:
+    """Raises: ValueError where writing to `path` would replace a clip of the run (the same file, links followed)."""
     if source is not None and path.exists() and source.exists() and os.path.samefile(path, source):
-        raise ValueError(f"output: {path} is the source itself, which would be lost; name another file")
+        raise ValueError(f"output: {path} is {what} itself, which would be lost; name another file")
 
 
 class VideoWriter:

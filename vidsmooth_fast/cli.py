@@ -143,6 +143,15 @@ def sample(
     latents: Annotated[
         Path | None, typer.Option(help="Start from what `invert` has written, instead of init.")
     ] = None,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(help="A ControlNet, its directory or Hub id; may be repeated. See docs/controls.md."),
+    ] = None,
+    control_maps: Annotated[
+        list[str] | None,
+        typer.Option(help="What each --control follows: a video, a folder of pictures, or canny. [canny]"),
+    ] = None,
+    control_scale: Annotated[list[float] | None, typer.Option(help="Weight of each --control. [1]")] = None,
     height: Height = None,
     width: Width = None,
     seed: Seed = 0,
@@ -161,6 +170,7 @@ def sample(
 ) -> None:
     """Sample a long video from a prompt, or edit a source clip."""
     from vidsmooth_fast import DeepReuse, InversionBlend, NoiseConstraint, Video, fast_sample
+    from vidsmooth_fast.conditioning.controls import controls_of
     from vidsmooth_fast.sampling.inversion import Inversion
 
     if smooth_target and not smooth:
@@ -198,6 +208,7 @@ def sample(
         seed=seed,
         latents=start,
         decoder=decoder,
+        controls=controls_of(control or [], control_maps or [], control_scale or []),
         device=device,
         dtype=dtype,
         max_batch="auto" if max_batch is None else max_batch,

@@ -14,6 +14,7 @@ import vidsmooth_fast as vsf
 from vidsmooth_fast import cli
 from vidsmooth_fast.models.bundle import GraphFile, Port
 from vidsmooth_fast.models.bundle_model import BundleModel
+from vidsmooth_fast.models.controlnet import Residuals
 from vidsmooth_fast.sampling.graph_denoiser import GraphDenoiser
 
 SHORT = {
@@ -198,29 +199,30 @@ def test_overflow_is_named(onnx_bundle):
     assert isinstance(model, BundleModel)
 
 
-def test_a_network_with_controls_is_given_none():
-    """Residuals of zero where the run has no controls, in the shapes that the bundle names."""
-    residual = Port("float32", ("videos*frames", 8, "height/2", "width/2"))
-    graph = GraphFile(
-        "unet.onnx", {"sample": Port("float32", ()), "mid_block_additional_residual": residual}, {}
-    )
+def test_residuals_by_name():
+    """Those of a run's controls; zeros where it has none, in the shapes that the bundle names."""
+    port = Port("float32", ("videos*frames", 8, "height/2", "width/2"))
+    names = ["down_block_additional_residual_0", "mid_block_additional_residual"]
+    graph = GraphFile("unet.onnx", {"sample": Port("float32", ()), **dict.fromkeys(names, port)}, {})
 
     class Model:
         dtype, device = torch.float32, torch.device("cpu")
         bundle = type("Bundle", (), {"graphs": {"unet": graph}})
 
         @staticmethod
-        def network(sample, timestep, encoder_hidden_states, mid_block_additional_residual):
-            assert (
-                mid_block_additional_residual.shape == (12, 8, 3, 2)
-                and not mid_block_additional_residual.any()
-            )
-            return sample + encoder_hidden_states[:, :1, :1, None, None] + timestep[:, None, None, None, None]
+        def network(sample, timestep, encoder_hidden_states, **residuals):
+            down, middle = (residuals[name] for name in names)
+            assert down.shape == middle.shape == (12, 8, 3, 2)
+            changed = sample + encoder_hidden_states[:, :1, :1, None, None] + 100 * down.max() + middle.max()
+            return changed + timestep[:, None, None, None, None]
 
     denoiser = GraphDenoiser(Model)
     text = denoiser.prepare_text(torch.tensor([[[1.0]], [[2.0]]])).select(torch.tensor([0, 1, 1, 0]))
     got = denoiser.predict(torch.zeros(2, 4, 3, 5, 3), 7.0, text, branches=2)
     assert got[:, 0, 0, 0, 0].tolist() == [8.0, 9.0, 9.0, 8.0]
+    given = Residuals((torch.full((12, 8, 3, 2), 2.0),), torch.ones(12, 8, 3, 2))
+    got = denoiser.predict(torch.zeros(2, 4, 3, 5, 3), 7.0, text, given, branches=2)
+    assert got[:, 0, 0, 0, 0].tolist() == [209.0, 210.0, 210.0, 209.0]
 
 
 @pytest.mark.parametrize("command", [("info",), ("sample", "a red car", "-o", "car.mp4")])

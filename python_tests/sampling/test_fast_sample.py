@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from python_tests.tiny import tiny_model
-from vidsmooth_fast import InversionBlend, NoiseConstraint, Video, fast_sample, invert
+from vidsmooth_fast import Control, InversionBlend, NoiseConstraint, Video, fast_sample, invert
 from vidsmooth_fast.sampling import budget
-from vidsmooth_fast.sampling.job import back_and_forth
+from vidsmooth_fast.sampling.latents import back_and_forth
 from vidsmooth_fast.sampling.windowed import WindowedPredictor
 from vidsmooth_fast.video import Sound
 
@@ -323,7 +323,16 @@ def test_ctrl_c_leaves_no_output(model, tmp_path, monkeypatch):
         ({"latents": torch.zeros(1, 4, 6, 8, 8)}, r"latents: expected shape \(1, 4, 7, 8, 8\)"),
         ({"latents": [1.0]}, "latents: expected an Inversion, or a tensor of finite"),
         ({"latents": torch.full((1, 4, 7, 8, 8), float("nan"))}, "latents: expected an Inversion, or"),
-        ({"controls": 1}, "not supported"),
+        ({"controls": 1}, "controls: expected a Control or a list of them"),
+        ({"controls": Control("nowhere")}, "maps .canny. are the edges of a source"),
+        (
+            {
+                "controls": Control(
+                    "/nonexistent/net", Video.from_frames([np.zeros((8, 8, 3), np.uint8)], fps=8)
+                )
+            },
+            "/nonexistent/net",
+        ),
         ({"strength": 0.5}, "there is none"),
         ({"guidance": float("inf")}, "guidance"),
         ({"height": 0}, "height: expected a whole number"),

@@ -2,14 +2,17 @@
 
 import pytest
 import torch
+from diffusers import ControlNetModel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from python_tests.sampling.test_engine import Wobble, noise, schedule_of
 from python_tests.tiny import tiny_model
+from vidsmooth_fast.conditioning.controls import Control
 from vidsmooth_fast.conditioning.prompts import PromptTrack
 from vidsmooth_fast.models.unet import AttentionWindows
 from vidsmooth_fast.sampling import engine
+from vidsmooth_fast.sampling.controlled import ControlledDenoiser, ControlNets
 from vidsmooth_fast.sampling.denoiser import UNetDenoiser
 from vidsmooth_fast.sampling.engine import Guidance, State, denoise
 from vidsmooth_fast.sampling.inversion import invert_latents
@@ -112,6 +115,20 @@ def far_network(inside=None):
     return UNetDenoiser(tiny_model().unet.to("meta"), inside)
 
 
+def controlled_network(inside=None):
+    """The same with a ControlNet beside it, whose maps wait on the host."""
+    with torch.device("meta"):
+        network = ControlNetModel(
+            block_out_channels=(16, 32), down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            layers_per_block=1, norm_num_groups=4, attention_head_dim=4, cross_attention_dim=16,
+            conditioning_embedding_out_channels=(8, 16),
+        )  # fmt: skip
+    controls = ControlNets.__new__(ControlNets)
+    controls.controls, controls.networks = (Control("net"),), [network.eval()]
+    controls._maps = [torch.zeros(1, 3, FRAMES, 2 * SIZE, 2 * SIZE, dtype=torch.uint8)]
+    return ControlledDenoiser(far_network(inside), controls)
+
+
 def predictor(network=None, prompts=1, merge="latent", branches=2):
     starts, weights = plan(FRAMES, WINDOW, STRIDE), window_weights("hann", WINDOW)
     windows, inside = Windows(starts, weights, FRAMES), None
@@ -143,6 +160,9 @@ def counted(run):
 CASES = {
     "network": {"network": far_network},
     "network, merged in attention": {"network": far_network, "merge": "attention"},
+    "controls": {"network": controlled_network},
+    "controls, prompts over time": {"network": controlled_network, "prompts": 5},
+    "controls, merged in attention": {"network": controlled_network, "merge": "attention"},
     "history": {"scheduler": "dpmpp_2m"},
     "source": {"smooth": NoiseConstraint(0.25, "source"), "source": noise(FRAMES, size=SIZE)},
     "stochastic": {"eta": 0.5, "smooth": NoiseConstraint(0.25)},

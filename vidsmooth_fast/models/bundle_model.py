@@ -88,6 +88,10 @@ class BundleModel(LatentModel):
                 argument = "window" if name == "frames" else name
                 raise ValueError(f"{argument}: this bundle takes {low} to {high} {unit}, got {value}")
 
+    @property
+    def takes_residuals(self) -> bool:
+        return any("residual" in name for name in self.bundle.graphs["unet"].inputs)
+
     def score_bytes(self, frames: int, height: int, width: int) -> int:
         """ONNX Runtime's CPU provider keeps the scores of a whole self-attention, in float32."""
         if self.bundle.format != "onnx" or self.device.type != "cpu":

@@ -55,6 +55,11 @@ class LatentModel(ABC):
     def check_run(self, frames: int, height: int, width: int, merge: str) -> None:
         """Raises: ValueError when the network cannot see windows of these frames and pixels, or merge in this way."""
 
+    @property
+    def takes_residuals(self) -> bool:
+        """Whether the denoising network has inputs for a ControlNet's residuals."""
+        return True
+
     def score_bytes(self, frames: int, height: int, width: int) -> int:
         """Bytes of attention scores that one window holds at once, latents of height x width; 0 where none are kept."""
         return 0

@@ -14,7 +14,7 @@ from .bundle_model import BundleModel
 from .latent_model import LatentModel
 from .pretrained import read_pretrained, read_tokenizer
 from .video_model import VideoModel, quiet_transformers
-from .weights import build_unet, find_weights, read_weights
+from .weights import build_unet, find_weights, read_weights, variant_of
 
 EMBEDDED = Path(__file__).parent / "embedded"
 _UNET_CLASSES = ("VideoUNet", "UNet3DConditionModel", "UNet2DConditionModel")
@@ -187,16 +187,10 @@ def _read(root: Path, name: str, dtype: torch.dtype) -> VideoModel:
     return model
 
 
-def _variant(path: Path) -> dict:
-    """from_pretrained's arguments for a chosen weights file: its variant and format."""
-    middle = path.name.split(".")[1:-1]
-    return {"variant": middle[0] if middle else None, "use_safetensors": path.suffix == ".safetensors"}
-
-
 def _read_vae(folder: Path, dtype: torch.dtype):
     from diffusers import AutoencoderKL
 
-    options = _variant(find_weights(folder, "diffusion_pytorch_model"))
+    options = variant_of(find_weights(folder, "diffusion_pytorch_model"))
     options |= {"torch_dtype": dtype, "local_files_only": True, "low_cpu_mem_usage": False}
     try:
         return read_pretrained(AutoencoderKL, folder, **options)
@@ -208,7 +202,7 @@ def _read_text(root: Path):
     from transformers import CLIPTextModel
 
     stem = "model" if any((root / "text_encoder").glob("model*.safetensors")) else "pytorch_model"
-    options = _variant(find_weights(root / "text_encoder", stem))
+    options = variant_of(find_weights(root / "text_encoder", stem))
     options |= {"dtype": torch.float32, "local_files_only": True}
     try:
         with quiet_transformers():

@@ -31,6 +31,12 @@ def find_weights(folder: Path, stem: str) -> Path:
     )
 
 
+def variant_of(path: Path) -> dict:
+    """`from_pretrained`'s arguments for a chosen weights file: its variant and format."""
+    middle = path.name.split(".")[1:-1]
+    return {"variant": middle[0] if middle else None, "use_safetensors": path.suffix == ".safetensors"}
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Tensors by name from safetensors, or from a pickle that holds nothing but tensors (`weights_only=True`)."""
     try:

@@ -80,6 +80,20 @@ def network_bytes(
     return peak
 
 
+def residual_bytes(
+    config: dict, dtype: torch.dtype, images: int, height: int, width: int, *, on_cpu: bool = True
+) -> int:
+    """Bytes of what ControlNets add to the network's skip connections and its middle, for so many images."""
+    channels, layers = config["block_out_channels"], config["layers_per_block"]
+    pixels = [images * -(-height // 2**level) * -(-width // 2**level) for level in range(len(channels))]
+    maps = [(channels[0], pixels[0]), (channels[-1], pixels[-1])]  # the first and the middle's
+    for level, wide in enumerate(channels):
+        maps += [(wide, pixels[level])] * layers
+        if level < len(channels) - 1:
+            maps.append((wide, pixels[level + 1]))
+    return sum(block_bytes(wide * count * dtype.itemsize, on_cpu=on_cpu) for wide, count in maps)
+
+
 def block_bytes(count: int, *, on_cpu: bool) -> int:
     """What a tensor of `count` bytes adds to what is resident: see HEAP_BLOCK."""
     return count * HEAP if on_cpu and count < HEAP_BLOCK else count

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vidsmooth_fast.models.bundle_model import BundleModel
+from vidsmooth_fast.models.controlnet import Residuals
 from vidsmooth_fast.models.latent_model import LatentModel
 from vidsmooth_fast.models.unet import AttentionWindows, DeepFeatures, TextKV, VideoUNet
 from vidsmooth_fast.sampling.cuda_graphs import GraphedNetwork
@@ -29,15 +30,15 @@ class Denoiser(Protocol):
         latents: Tensor,
         timestep: float,
         text: Any,
-        controls: Any = None,
+        controls: Residuals | None = None,
         frame_offsets: Tensor | None = None,
         branches: int = 1,
     ) -> Tensor:
         """latents (N, C, K, H, W), text of N·G rows -> predictions (N·G, C, K, H, W).
 
         branches: G, predictions of each window that differ in their text alone; G is faster than N.
-        controls: residuals for these windows, or None. frame_offsets: (N,) int64, the video's frame at which each
-        window starts; for networks that know the position.
+        controls: a ControlNet's residuals for these windows and branches, or None. frame_offsets: (N,) int64 on the
+        host, the video's frame at which each window starts; for networks that know the position.
         """
 
     def in_float32(self) -> Denoiser:
@@ -70,16 +71,18 @@ class UNetDenoiser:
         latents: Tensor,
         timestep: float,
         text: TextKV,
-        controls: Any = None,
+        controls: Residuals | None = None,
         frame_offsets: Tensor | None = None,
         branches: int = 1,
         deep: DeepFeatures | None = None,
     ) -> Tensor:
         if self._time[0] != timestep:
             self._time = (timestep, self.unet.embed_time(timestep))
-        return self._network(
-            latents.to(self.dtype), self._time[1], text, windows=self.windows, branches=branches, deep=deep
-        )
+        given = {"windows": self.windows, "branches": branches, "deep": deep}
+        if controls is not None:  # not through CUDA graphs, which know nothing of residuals
+            given |= {"down_residuals": controls.down, "mid_residual": controls.middle}
+            return self.unet(latents.to(self.dtype), self._time[1], text, **given)
+        return self._network(latents.to(self.dtype), self._time[1], text, **given)
 
     def in_float32(self) -> UNetDenoiser:
         unet = copy.deepcopy(self.unet).float()

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from vidsmooth_fast.conditioning.controls import Control, check_controls
 from vidsmooth_fast.conditioning.prompts import Prompt, prompt_keys
 from vidsmooth_fast.models.latent_model import LatentModel
 from vidsmooth_fast.models.loading import load_placed
+from vidsmooth_fast.sampling.controlled import ControlNets
 from vidsmooth_fast.sampling.inversion import Inversion
 from vidsmooth_fast.sampling.job import Job
 from vidsmooth_fast.sampling.options import Options
@@ -53,7 +54,7 @@ def fast_sample(
     seed: int = 0,
     latents: Tensor | Inversion | None = None,
     decoder: str | os.PathLike = "full",
-    controls: Any = None,
+    controls: Control | Sequence[Control] | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     max_batch: int | str = "auto",
@@ -100,6 +101,8 @@ def fast_sample(
         Inversion, whose last timestep must be the run's first, and whose frame rate is taken where there is no source.
     decoder: "full"; "linear", a preview by a linear map fitted to a few frames; or the directory of a diffusers
         AutoencoderTiny, for previews that are nearly as sharp.
+    controls: a Control, or several whose residuals are added: ControlNets, and the pictures that they make the frames
+        follow. They act in sampling, not in the inversion of a source.
     device, dtype: run a copy of the model there, e.g. "cuda", torch.bfloat16; the caller's stays as it is.
     max_batch: windows x guidance branches in one network call; "auto" sizes it to memory, on a CPU to its caches (at
         most 2), and takes half where memory runs out all the same.
@@ -114,8 +117,7 @@ def fast_sample(
     Raises ValueError before any work for options that cannot be met, MemoryError when the estimate exceeds what is
     free, FloatingPointError when the network's prediction is not finite.
     """
-    if controls is not None:
-        raise ValueError("controls: not supported by this version; leave it out")
+    controls = check_controls(controls)
     options = Options(
         frames=frames,
         source_prompt=source_prompt,
@@ -155,11 +157,16 @@ def fast_sample(
         source = Video.open(source)
     if target is not None and source is not None:
         check_spared(target, source.path)
+    maps = [control.video(source) for control in controls]
+    if target is not None:
+        for video in maps:
+            check_spared(target, video.path, "one of the controls' maps")
     model = load_placed(model, device, dtype)
     options = options.for_model(model, has_source=source is not None, has_latents=latents is not None)
     branches = 1 if options.guidance == 1 else 2
     needed = (1, branches) if options.init == "inversion" else (branches,)
-    job = Job(model, options, branches=needed, keeps_frames=target is None)
+    networks = ControlNets(controls, maps, model, options) if controls else None
+    job = Job(model, options, branches=needed, keeps_frames=target is None, controls=networks)
     if latents is not None and tuple(latents.shape) != job.latent_shape:
         raise ValueError(f"latents: expected shape {job.latent_shape}, got {tuple(latents.shape)}")
     if inversion is not None:
@@ -169,6 +176,8 @@ def fast_sample(
             f"source: its sound is left out, because it has {len(source)} frames and the video {options.frames}",
             stacklevel=2,
         )
+    if networks is not None:
+        networks.read_maps()
     rate = source.fps if source is not None else inversion.fps if inversion is not None else DEFAULT_FPS
     run = Run(job, prompt, negative_prompt, source, latents, progress, resume, fps=rate)
     return run.video(callback, target)

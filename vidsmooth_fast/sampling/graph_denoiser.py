@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from vidsmooth_fast.models.bundle_model import BundleModel
+from vidsmooth_fast.models.controlnet import Residuals
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class GraphDenoiser:
         latents: Tensor,
         timestep: float,
         text: Embeddings,
-        controls: Any = None,
+        controls: Residuals | None = None,
         frame_offsets: Tensor | None = None,
         branches: int = 1,
     ) -> Tensor:
@@ -49,17 +49,18 @@ class GraphDenoiser:
             "timestep": torch.full((len(sample),), timestep, dtype=torch.float32, device=self.device),
             "encoder_hidden_states": text.rows.expand(len(sample), -1, -1),
         }
-        return self.model.network(**inputs, **self._no_residuals(sample))
+        return self.model.network(**inputs, **self._residuals(sample, controls))
 
-    def _no_residuals(self, sample: Tensor) -> dict[str, Tensor]:
-        """Zeros for the inputs of a network that was exported with controls."""
+    def _residuals(self, sample: Tensor, controls: Residuals | None) -> dict[str, Tensor]:
+        """The inputs of a network that was exported with controls: those given, or zeros."""
+        ports = {
+            name: port for name, port in self.model.bundle.graphs["unet"].inputs.items() if "residual" in name
+        }
+        if controls is not None:
+            return dict(zip(ports, (*controls.down, controls.middle), strict=True))
         videos, _, frames, height, width = sample.shape
         sizes = {"videos": videos, "frames": frames, "height": height, "width": width}
-        return {
-            name: sample.new_zeros(port.size(sizes))
-            for name, port in self.model.bundle.graphs["unet"].inputs.items()
-            if "residual" in name
-        }
+        return {name: sample.new_zeros(port.size(sizes)) for name, port in ports.items()}
 
     def in_float32(self) -> GraphDenoiser:
         """Itself where it computes in float32. Raises: FloatingPointError for other bundles."""

@@ -15,9 +15,10 @@ from vidsmooth_fast.models.latent_model import LatentModel
 from vidsmooth_fast.models.preview import TinyDecoder, linear_preview
 from vidsmooth_fast.models.unet import AttentionWindows
 from vidsmooth_fast.sampling import budget
+from vidsmooth_fast.sampling.controlled import ControlledDenoiser, ControlNets
 from vidsmooth_fast.sampling.denoiser import denoiser_of
 from vidsmooth_fast.sampling.engine import Guidance
-from vidsmooth_fast.sampling.latents import Store
+from vidsmooth_fast.sampling.latents import Store, back_and_forth
 from vidsmooth_fast.sampling.needs import Needs
 from vidsmooth_fast.sampling.options import Options
 from vidsmooth_fast.sampling.reuse import DeepMemory, DeepReuse, work_share
@@ -41,16 +42,24 @@ class Job:
 
     branches: the numbers of guidance branches that the run will need predictors for.
     keeps_frames: the decoded frames stay in memory.
+    controls: the ControlNets of the run, or None.
     super_window: frames of one network call where `merge="attention"` does not find memory for the whole video, else
         None. The result depends on it.
     Raises ValueError for options that the schedule cannot meet, MemoryError where a run would not fit.
     """
 
     def __init__(
-        self, model: LatentModel, options: Options, branches: Sequence[int], *, keeps_frames: bool = True
+        self,
+        model: LatentModel,
+        options: Options,
+        branches: Sequence[int],
+        *,
+        keeps_frames: bool = True,
+        controls: ControlNets | None = None,
     ):
         self.model = model
         self.options = options
+        self.controls = controls
         self.schedule: Schedule = make_schedule(
             model.scheduler_config,
             scheduler=options.scheduler,
@@ -62,7 +71,14 @@ class Job:
         chosen = options.decoder
         self._tiny = None if chosen in ("full", "linear") else TinyDecoder(chosen, model)
         history = self.schedule.needs_history
-        self._needs = Needs(model, options, self.latent_shape, history=history, keeps_frames=keeps_frames)
+        self._needs = Needs(
+            model,
+            options,
+            self.latent_shape,
+            history=history,
+            keeps_frames=keeps_frames,
+            controlled=bool(controls),
+        )
         self._on_gpu = model.device.type == "cuda"
         self._free = budget.free_bytes(model.device)
         self._check_host()
@@ -168,6 +184,9 @@ class Job:
             on_host += needs.deep(self.windows, branches) if self._deep_on_host else 0
             memory += f" on the GPU and {budget.in_words(on_host)} on the host"
         pieces = "latents in memory-mapped files; " if needs.mapped else ""
+        pieces += (
+            "maps of controls in memory-mapped files; " if self.controls and self.controls.mapped else ""
+        )
         if self.super_window:
             pieces += (
                 f"merged in attention by super-windows of {self.super_window} frames, on which the result depends, "
@@ -201,14 +220,22 @@ class Job:
             prompt, self.options.frames, self.model.encode_text, loop=self.options.loop, name=name
         )
 
-    def predictor(self, tracks: Sequence[PromptTrack], reuse: DeepReuse | None = None) -> WindowedPredictor:
-        """The network over all windows, one guidance branch per track. reuse: of deep features, its layers given."""
+    def predictor(
+        self, tracks: Sequence[PromptTrack], reuse: DeepReuse | None = None, *, controlled: bool = False
+    ) -> WindowedPredictor:
+        """The network over all windows, one guidance branch per track.
+
+        reuse: of deep features, its layers given. controlled: with the run's ControlNets, where it has any.
+        """
         deep = None
         if reuse is not None and reuse.period > 1:
             deep = DeepMemory(reuse.period, reuse.layers, on_host=self._deep_on_host)
         in_attention = self.attention_windows is not None
+        denoiser = denoiser_of(self.model, self.attention_windows)
+        if controlled and self.controls:
+            denoiser = ControlledDenoiser(denoiser, self.controls)
         return WindowedPredictor(
-            denoiser_of(self.model, self.attention_windows),
+            denoiser,
             self.windows,
             tracks,
             max_batch=self._batches[len(tracks)],
@@ -236,10 +263,3 @@ class Job:
         for frame, where in enumerate(back_and_forth(len(source), self.options.frames).tolist()):
             longer[:, :, frame] = latents[:, :, where]
         return longer
-
-
-def back_and_forth(length: int, frames: int) -> Tensor:
-    """Indices (frames,) that run 0..length-1 and back without repeating the ends; int64."""
-    period = max(2 * (length - 1), 1)
-    position = torch.arange(frames) % period
-    return torch.where(position < length, position, period - position)

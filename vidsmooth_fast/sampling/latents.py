@@ -23,31 +23,37 @@ BUFFERS = 8
 
 
 class Store:
-    """Makes host buffers for the latents of one video.
+    """Makes host buffers for the latents of one video, or for as many pictures.
 
     shape: (1, C, F, h, w). device: of the network; with a GPU, buffers are pinned.
-    Where BUFFERS of them would take more than a share (`budget.SHARE`) of the free memory, they are memory-mapped
+    Where `buffers` of them would take more than a share (`budget.SHARE`) of the free memory, they are memory-mapped
     temporary files instead, in the folder of `tempfile` (TMPDIR), which the system writes out as it needs memory;
     copies between those and a GPU are waited for.
     """
 
-    def __init__(self, shape: tuple[int, ...], device: torch.device):
-        self.shape = tuple(shape)
-        self.bytes = 4 * prod(shape)
-        self.mapped = BUFFERS * self.bytes > budget.free_bytes(torch.device("cpu")) * budget.SHARE
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        buffers: int = BUFFERS,
+    ):
+        self.shape, self.dtype = tuple(shape), dtype
+        self.bytes = dtype.itemsize * prod(shape)
+        self.mapped = buffers * self.bytes > budget.free_bytes(torch.device("cpu")) * budget.SHARE
         self.device = device
         self.pinned = device.type == "cuda" and not self.mapped
 
     def empty(self) -> Tensor:
-        """A new buffer, float32, uninitialised. Raises OSError where the temporary file finds no room."""
+        """A new buffer, uninitialised. Raises OSError where the temporary file finds no room."""
         if not self.mapped:
-            return torch.empty(self.shape, pin_memory=self.pinned)
+            return torch.empty(self.shape, dtype=self.dtype, pin_memory=self.pinned)
         with tempfile.TemporaryFile(prefix="vidsmooth_fast-") as file:
             # Where it can be reserved, a full disk is found here, not when pages are written.
             reserve = getattr(os, "posix_fallocate", None)
             reserve(file.fileno(), 0, self.bytes) if reserve else file.truncate(self.bytes)
             mapped = mmap.mmap(file.fileno(), self.bytes)
-            return torch.frombuffer(mapped, dtype=torch.float32).view(self.shape)
+            return torch.frombuffer(mapped, dtype=self.dtype).view(self.shape)
 
     def wait(self) -> None:
         """Until everything that was written has arrived."""
@@ -81,6 +87,13 @@ def write_frames(video: Tensor, begin: int, part: Tensor) -> None:
 def send(part: Tensor, device: torch.device) -> Tensor:
     """A host tensor on `device`, without waiting."""
     return (part.pin_memory() if device.type == "cuda" else part).to(device, non_blocking=True)
+
+
+def back_and_forth(length: int, frames: int) -> Tensor:
+    """Indices (frames,) that run 0..length-1 and back without repeating the ends; int64."""
+    period = max(2 * (length - 1), 1)
+    position = torch.arange(frames) % period
+    return torch.where(position < length, position, period - position)
 
 
 def _runs(begin: int, end: int, frames: int) -> Iterator[tuple[slice, slice]]:

@@ -19,7 +19,8 @@ class Needs:
     """Bytes of the parts of a run.
 
     options: complete. shape: of the latents, (1, C, F, h, w). history: the sampler keeps the last clean estimate.
-    keeps_frames: the result is kept as bytes in memory instead of being written to a file.
+    keeps_frames: the result is kept as bytes in memory instead of being written to a file. controlled: ControlNets add
+    to the network's skip connections.
     mapped: latents do not fit in memory and are memory-mapped files (`latents.Store`).
     """
 
@@ -31,9 +32,10 @@ class Needs:
         *,
         history: bool,
         keeps_frames: bool,
+        controlled: bool = False,
     ):
         self._model, self._options, self._shape = model, options, shape
-        self._history, self._keeps_frames = history, keeps_frames
+        self._history, self._keeps_frames, self._controlled = history, keeps_frames, controlled
         self.mapped = Store(shape, model.device).mapped
 
     @property
@@ -57,6 +59,10 @@ class Needs:
         activations = budget.network_bytes(
             model.network_config, model.dtype, pairs, length, *self._shape[-2:], on_cpu=on_cpu
         )
+        if self._controlled:  # of these windows and of the one before
+            activations += budget.residual_bytes(
+                model.network_config, model.dtype, (pairs + 2) * length, *self._shape[-2:], on_cpu=on_cpu
+            )
         return activations + pairs * model.score_bytes(length, *self._shape[-2:])
 
     def autoencoder(self, frames: int) -> int:

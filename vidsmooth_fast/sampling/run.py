@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,7 @@ class Run:
             "negative_prompt": negative_prompt,
             **job.options.as_dict(),
             **({"super_window": job.super_window} if job.super_window else {}),
+            **({"controls": job.controls.settings()} if job.controls else {}),
         }
         self.checkpoint = Checkpoint(Path(resume), self._fingerprint()) if resume is not None else None
         phase, self.state = (self.checkpoint.load() if self.checkpoint else None) or ("inversion", None)
@@ -69,7 +71,11 @@ class Run:
     def _fingerprint(self) -> str:
         description, tensors = self.job.model.identity()
         given = [] if self.latents is None else [self.latents]
-        return fingerprint({**self.settings, **description}, [*tensors, *given], self.source or ())
+        frames = self.source or ()
+        if self.job.controls:
+            given += self.job.controls.weights()
+            frames = chain(frames, self.job.controls.pictures())
+        return fingerprint({**self.settings, **description}, [*tensors, *given], frames)
 
     def _items_ahead(self) -> float:
         """(window, branch) pairs still to be computed."""
@@ -108,7 +114,7 @@ class Run:
                 callback(state.done, total, state.latents)
 
         return denoise(
-            job.predictor(self.tracks, options.reuse),
+            job.predictor(self.tracks, options.reuse, controlled=True),
             state,
             job.schedule,
             guidance=self.guidance,

@@ -167,7 +167,7 @@ class WindowedPredictor:
                         where,
                         branches,
                         frames[window].to(device),
-                        starts[window].to(device),
+                        starts[window],
                         tuple(chosen.tolist()),
                         chosen.to(device),
                     )
@@ -277,7 +277,8 @@ class WindowedPredictor:
 
 class _Call(NamedTuple):
     """One network call: where its n windows lie in the buffer, its branches, the windows' frames (n, K) in the
-    segment, their first frames in the video (n,), the rows of the segment's text, on the host and on the device."""
+    segment, their first frames in the video (n,) on the host, the rows of the segment's text, on the host and on the
+    device."""
 
     slots: slice
     branches: slice
