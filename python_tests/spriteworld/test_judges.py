@@ -139,6 +139,11 @@ def test_the_command_measures_every_part(capsys, monkeypatch, tmp_path):
     assert report["autoencoder_world_db"] > 25 and report["autoencoder_real_db"] > 20
     assert all(np.isfinite(v) for v in report.values() if not isinstance(v, str))
 
+    smoothed = evaluate.evaluate(
+        "sprite-world", parts=("clips",), clips=1, frames=3, steps=2, smooth=0.5, log=silent
+    )
+    assert smoothed["clips_flicker_ratio"] < 0.9 * report["clips_flicker_ratio"]
+
     evaluate.main(["--parts", "autoencoder"])
     line = json.loads(capsys.readouterr().out)
     assert set(line) == {"model", "autoencoder_world_db"}

@@ -51,19 +51,23 @@ def judge_autoencoder(model, videos: Path | None, seed: int) -> dict[str, float]
 
 def evaluate(
     name: str, *, parts: tuple[str, ...] = PARTS, videos: Path | None = None, pictures: int = 200, clips: int = 10,
-    frames: int = 64, edits: int = 20, steps: int = 25, guidance: float = 4.0, seed: int = 0, device: str = "cpu",
-    log=print,
+    frames: int = 64, edits: int = 20, steps: int = 25, guidance: float = 4.0, smooth: float = 0.0, seed: int = 0,
+    device: str = "cpu", log=print,
 ) -> dict[str, float]:  # fmt: skip
-    """Every asked-for part's figures by name. device: of the model; the judges look at frames on the CPU."""
+    """Every asked-for part's figures by name.
+
+    smooth: of the videos from text, as in `judge_clips`. device: of the model; the judges look at frames on the CPU.
+    """
     report: dict[str, float] = {"model": name}
     plain = load(name, device=device, dtype="float32")
     if "autoencoder" in parts:
         report |= judge_autoencoder(plain, videos, seed)
-    if {"pictures", "clips", "edits"} & set(parts):
+    if {"pictures", "edits"} & set(parts):
         classifier = train_classifier(seed=seed, log=log)
-        segmenter = train_segmenter(seed=seed, log=log)
         own = accuracy(classifier, *renders(400, seed + 1, held_out=True))
         report |= {f"classifier_{word}": round(share, 3) for word, share in own.items()}
+    if {"pictures", "clips", "edits"} & set(parts):
+        segmenter = train_segmenter(seed=seed, log=log)
         drawn, masks = masked_renders(200, seed + 1, held_out=True)
         report["segmenter_iou"] = round(float(overlap(find_object(segmenter, drawn), masks).mean()), 3)
     sampling = {"steps": steps, "guidance": guidance, "seed": seed}
@@ -71,7 +75,7 @@ def evaluate(
         report |= judge_pictures(plain, classifier, segmenter, prompts=pictures, **sampling)
     fast = load(name, device=device)  # as users get it
     if "clips" in parts:
-        report |= judge_clips(fast, segmenter, clips=clips, frames=frames, log=log, **sampling)
+        report |= judge_clips(fast, segmenter, clips=clips, frames=frames, smooth=smooth, log=log, **sampling)
     if "inversion" in parts:
         report |= judge_inversion(
             fast,
@@ -104,6 +108,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--steps", type=int, default=25, help="of sampling; inversion and back takes twice as many"
     )
     parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--smooth", type=float, default=0.0, help="NoiseConstraint on videos from text")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the model")
     options = vars(parser.parse_args(arguments))
     print(json.dumps(evaluate(options.pop("model"), **options)))

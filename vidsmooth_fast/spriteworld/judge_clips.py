@@ -10,6 +10,7 @@ from ..metrics.base import Moment, Pair
 from ..metrics.flicker import compensated_flicker
 from ..metrics.flow import DisFlow
 from ..sampling.fast_sample import fast_sample
+from ..sampling.smoothing import NoiseConstraint
 from .captions import caption
 from .render import random_scene, render_clip
 from .segmenter import Segmenter, find_object
@@ -31,16 +32,21 @@ def motion(frames: Iterable[np.ndarray], segmenter: Segmenter) -> tuple[float, f
 
 
 def judge_clips(
-    model, segmenter: Segmenter, *, clips: int, frames: int, steps: int, guidance: float, seed: int, log=print
-) -> dict[str, float]:
-    """Sample `clips` videos of held-out scenes from their captions. Ratios and shares, by name."""
+    model, segmenter: Segmenter, *, clips: int, frames: int, steps: int, guidance: float, seed: int,
+    smooth: float = 0.0, log=print,
+) -> dict[str, float]:  # fmt: skip
+    """Sample `clips` videos of held-out scenes from their captions. Ratios and shares, by name.
+
+    smooth: strength of the noise constraint on predicted clean latents, 0 for none.
+    """
+    constraint = NoiseConstraint(smooth) if smooth else None
     rng = np.random.default_rng([seed, 13])
     lengths, lefts, flickers = [], [], []
     for i in range(clips):
         scene = random_scene(rng, held_out=True)
         ours = fast_sample(
             model, caption(scene), frames, steps=steps, guidance=guidance, scheduler="dpmpp_2m", seed=seed + i,
-            progress=False,
+            smooth=constraint, progress=False,
         )  # fmt: skip
         rendered = render_clip(scene, frames, truth=False).frames
         both = [motion(video, segmenter) for video in (ours, rendered)]
