@@ -146,7 +146,8 @@ class WebPFile:
     equal one again."""
 
     def __init__(self, path: Path, size: tuple[int, int], rate: Fraction, comment: str):
-        self._path, self._rate, self._comment, self._next = path, rate, comment, 0
+        self._path, self._size, self._rate, self._comment = path, size, rate, comment
+        self._next = 0
         self._file = _LibavFile(
             path,
             size,
@@ -165,7 +166,7 @@ class WebPFile:
     def finish(self) -> None:
         self._file.finish()
         if self._comment:
-            add_webp_comment(self._path, self._comment)
+            add_webp_comment(self._path, self._comment, self._size)
 
     def abort(self) -> None:
         self._file.abort()

@@ -66,20 +66,30 @@ def add_gif_comment(path: Path, comment: str) -> None:
     os.replace(changed, path)
 
 
-def add_webp_comment(path: Path, comment: str) -> None:
-    """Append an XMP chunk to a finished extended (animated) WebP file and say so in its header."""
+def add_webp_comment(path: Path, comment: str, size: tuple[int, int]) -> None:
+    """Append an XMP chunk to a finished WebP file and say so in its header, which a still picture gets for it.
+
+    size: (height, width), pixels.
+    """
     data = f"{_XMP_HEAD}{_XMP_ITEM}{escape(comment)}{_XMP_TAIL}".encode()
     with open(path, "r+b") as file:
         head = file.read(21)
-        if head[:4] != b"RIFF" or head[8:16] != b"WEBPVP8X":
-            raise ValueError(f"{path} is not an extended WebP file")
+        if head[:4] != b"RIFF" or head[8:12] != b"WEBP":
+            raise ValueError(f"{path} is not a WebP file")
+        flags = head[20]
+        if head[12:16] != b"VP8X":  # libwebp's way of one frame, and of frames that are all equal
+            file.seek(12)
+            picture, flags = file.read(), 0
+            canvas = b"".join((side - 1).to_bytes(3, "little") for side in size[::-1])
+            file.seek(12)
+            file.write(b"VP8X" + struct.pack("<II", 10, flags) + canvas + picture)
         file.seek(0, 2)
         file.write(b"XMP " + struct.pack("<I", len(data)) + data + b"\x00" * (len(data) % 2))
         size = file.tell()
         file.seek(4)
         file.write(struct.pack("<I", size - 8))
         file.seek(20)
-        file.write(bytes([head[20] | 0x04]))
+        file.write(bytes([flags | 0x04]))
 
 
 def parse_xmp(xmp: str | bytes | None) -> dict:

@@ -48,7 +48,7 @@ def library(real, monkeypatch):
 
 
 def bundle(model, path=Path("car.d"), **changes) -> Bundle:
-    ranges = ranges_of(model, (4, 16), (16, 32), (16, 64), (2, 8))
+    ranges = ranges_of(model, (4, 16), (16, 32), (16, 64), (1, 8))
     graphs = {
         name: GraphFile(f"{name}.engine", graph.inputs, graph.outputs)
         for name, graph in graphs_of(model).items()
@@ -74,10 +74,10 @@ def bundle(model, path=Path("car.d"), **changes) -> Bundle:
 
 
 def test_profiles_follow_from_the_ranges(model):
-    graphs, ranges = graphs_of(model), ranges_of(model, (4, 24), (16, 32), (16, 16), (2, 8))
+    graphs, ranges = graphs_of(model), ranges_of(model, (4, 24), (16, 32), (16, 16), (1, 8))
     shapes = export.profile(graphs["unet"], ranges)
-    assert shapes["sample"] == ((2, 4, 4, 8, 8), (8, 4, 16, 16, 8), (8, 4, 24, 16, 8))
-    assert shapes["timestep"] == ((2,), (8,), (8,))
+    assert shapes["sample"] == ((1, 4, 4, 8, 8), (8, 4, 16, 16, 8), (8, 4, 24, 16, 8))
+    assert shapes["timestep"] == ((1,), (8,), (8,))
     assert [s[1] for s in shapes["encoder_hidden_states"]] == [1, 77, 1024]
     decoder = export.profile(graphs["vae_decoder"], ranges)["latent_sample"]
     assert decoder == ((1, 4, 8, 8), (8, 4, 16, 8), (8, 4, 16, 8))  # as many images as the engine is made for
@@ -93,7 +93,7 @@ def test_the_best_shape_lies_inside_the_range(model, frames):
 
 def test_tensors_too_large_for_tensorrt_are_refused_before_the_work(model):
     unet = graphs_of(model)["unet"]
-    export.check_volume("unet", unet, ranges_of(model, (16, 16), (16, 32), (16, 32), (2, 8)))
+    export.check_volume("unet", unet, ranges_of(model, (16, 16), (16, 32), (16, 32), (1, 8)))
     with pytest.raises(
         ValueError, match=r"^batch, frames, height, width: .*takes 2147483647; export with narrower"
     ):
@@ -113,7 +113,7 @@ def test_another_version_or_architecture_is_refused_with_the_call_that_rebuilds(
         message = str(error.value)
         assert expected in message and "\n" not in message
         call = "vidsmooth_fast.export('tiny', 'car.d', format='tensorrt', dtype='float16', frames=(4, 16), "
-        assert message.endswith(call + "height=(16, 32), width=(16, 64), batch=(2, 8))")
+        assert message.endswith(call + "height=(16, 32), width=(16, 64), batch=(1, 8))")
     monkeypatch.setattr(run, "machine", lambda device: HERE)
     assert run.choose_device(bundle(model), "cuda:1") == torch.device("cuda:1")
 
@@ -214,7 +214,7 @@ def test_a_graph_becomes_an_engine_file(library, model, monkeypatch, tmp_path):
     writer = export.Writer(timing_cache=str(tmp_path / "measured" / "timing"))
     assert dataclasses.asdict(writer) == {"timing_cache": writer.timing_cache, "machine": HERE}
     assert writer.notes() == (f"TensorRT {run.UNPROVEN}.",)
-    ranges = ranges_of(model, (4, 16), (16, 32), (16, 32), (2, 8))
+    ranges = ranges_of(model, (4, 16), (16, 32), (16, 32), (1, 8))
     for known in (b"", b"engine"):
         assert writer.write("unet", graphs_of(model)["unet"], ranges, tmp_path) == "unet.engine"
         assert (tmp_path / "unet.engine").read_bytes() == b"engine"
@@ -362,3 +362,8 @@ def test_the_stand_in_refuses_what_tensorrt_does_not_have(library):
         builder.create_network("strong")
     with pytest.raises(AssertionError, match="fits none of"):
         builder.create_optimization_profile(1)
+
+
+def test_a_batch_that_does_not_begin_at_one_is_refused(model):
+    with pytest.raises(ValueError, match="^batch: expected a range from 1, got one from 2"):
+        ranges_of(model, (4, 16), (16, 32), (16, 32), (2, 8))

@@ -53,6 +53,28 @@ def test_chunks_make_no_difference(model):
     assert np.abs(one.astype(int) - many).max() <= 1
 
 
+def test_overflow_of_the_autoencoder_is_computed_in_single_precision():
+    """Black frames and a source of NaN otherwise, and nobody told."""
+    single, half = tiny_model(), tiny_model(dtype=torch.float16)
+    for vae in (single.vae, half.vae):
+        with torch.no_grad():
+            vae.decoder.conv_in.weight.mul_(2e5)
+            vae.encoder.conv_in.weight.mul_(2e5)
+    expected = single.encode_video(clip(3))
+    assert expected.isfinite().all()
+    with torch.inference_mode():
+        pixels = torch.tensor(np.stack(clip(3))).permute(0, 3, 1, 2) / 127.5 - 1
+        assert not half.vae.encode(pixels.half()).latent_dist.mean.isfinite().all()
+    torch.testing.assert_close(half.encode_video(clip(3)), expected, rtol=1e-2, atol=1e-2)
+    one, other = (np.stack(list(model.decode_latents(expected))).astype(int) for model in (single, half))
+    assert one.std() > 1 and np.abs(one - other).mean() < 2
+    assert half.vae.dtype == torch.float16
+    with torch.no_grad():
+        single.vae.decoder.conv_in.weight.fill_(float("inf"))
+    with pytest.raises(FloatingPointError, match="autoencoder computes is not finite, in float32 too"):
+        list(single.decode_latents(expected))
+
+
 def test_decoding_is_lazy(model, monkeypatch):
     decoded = []
     decode = type(model.vae).decode

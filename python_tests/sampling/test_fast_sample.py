@@ -99,6 +99,16 @@ def test_result_does_not_depend_on_where_the_video_is_cut(model, clip, monkeypat
     assert all(len(predictor.segments) > 2 for predictor in pieces)
 
 
+def test_a_loop_whose_windows_all_overlap_is_one_segment(model, monkeypatch):
+    """More windows than a segment takes, and no frame is complete before the last of them."""
+    options = dict(frames=40, window=32, stride=1, loop=True, steps=1)
+    cut = sample(model, **options).latents
+    monkeypatch.setattr(
+        "vidsmooth_fast.sampling.job.WindowedPredictor", partial(WindowedPredictor, segment_frames=4096)
+    )
+    assert torch.equal(sample(model, **options).latents, cut)
+
+
 def test_same_seed_same_frames_other_seed_others(model):
     assert torch.equal(sample(model, seed=np.int64(3)).latents, sample(model, seed=3).latents)
     a, b, c = (sample(model, seed=s, eta=0.5).latents for s in (1, 1, 2))
@@ -121,6 +131,15 @@ def test_loop_has_no_first_frame(model, options):
     still = sample(model, latents=noise, **kw).latents
     turned = sample(model, latents=noise.roll(2, 2), **kw).latents
     torch.testing.assert_close(turned, still.roll(2, 2), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("frames", [3, 4])
+def test_a_loop_of_one_window_is_closed_inside_the_network(model, frames):
+    """As it is where windows are merged in attention; tiny models have temporal convolutions that see the ends."""
+    options = dict(frames=frames, guidance=1.0)
+    closed = sample(model, loop=True, **options).latents
+    assert torch.equal(closed, sample(model, loop=True, merge="attention", **options).latents)
+    assert not torch.allclose(closed, sample(model, **options).latents, atol=1e-2)
 
 
 def test_source_sets_length_rate_and_layout(model, clip):
@@ -265,6 +284,39 @@ def test_killed_run_resumes_to_the_same_frames(clip, tmp_path, after):
     assert np.array_equal(a, b)
 
 
+def test_a_source_is_encoded_again_only_where_it_is_read(model, clip, tmp_path, monkeypatch):
+    encoded, encode = [], type(model).encode_video
+    monkeypatch.setattr(type(model), "encode_video", lambda *a, **k: (encoded.append(1), encode(*a, **k))[1])
+
+    def stop(step, total, latents):
+        raise KeyboardInterrupt
+
+    for smooth, again in ((None, False), (NoiseConstraint(0.2, "source"), True)):
+        options = dict(source=clip, smooth=smooth, resume=tmp_path / "state")
+        with pytest.raises(KeyboardInterrupt):
+            sample(model, callback=stop, **options)
+        encoded.clear()
+        resumed = sample(model, **options).latents
+        assert bool(encoded) is again
+        assert torch.equal(resumed, sample(model, source=clip, smooth=smooth).latents)
+
+
+def test_the_state_and_the_video_are_kept_apart(model, tmp_path):
+    for state, output in (("a.mp4", "a.mp4"), ("frames/state", "frames"), ("frames/./state", "frames/")):
+        (tmp_path / "frames").mkdir(exist_ok=True)
+        with pytest.raises(ValueError, match="^resume: .* is the output, or in it; keep the state elsewhere"):
+            sample(model, resume=tmp_path / state, output=f"{tmp_path}/{output}")
+
+
+def test_the_state_may_be_in_the_home_directory(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def look(step, total, latents):
+        assert (tmp_path / "state").exists()
+
+    sample(model, resume="~/state", callback=look)
+
+
 def test_resuming_another_run_is_refused(model, tmp_path):
     state = tmp_path / "state"
 
@@ -347,6 +399,10 @@ def test_ctrl_c_leaves_no_output(model, tmp_path, monkeypatch):
         ({"output": "/proc/video.mp4"}, "/proc"),
         ({"resume": "/nonexistent/state"}, "resume: cannot write in /nonexistent"),
         ({"resume": "/proc/state"}, "resume: cannot write in /proc"),
+        ({"resume": "/proc"}, "resume: expected the path of a file, and /proc is a folder"),
+        ({"resume": 123}, "resume: expected the path of a file, got int"),
+        ({"callback": 3}, "callback: expected a function, got int"),
+        ({"loop": "no"}, "loop: expected True or False, got 'no'"),
         ({"prompt": []}, "prompt"),
     ],
 )
@@ -462,19 +518,34 @@ class TestSuperWindows:
         both = sample(model, {0: "a red car", 39: "a blue boat"}, frames=40, merge="attention")
         assert both.latents.isfinite().all()
 
-    def test_another_size_is_another_run(self, model, monkeypatch, tmp_path):
+    @pytest.mark.parametrize(("begun", "resumed"), [(21, 13), (21, 400), (400, 36)])
+    def test_a_resumed_run_keeps_them_whatever_memory_there_is(
+        self, model, monkeypatch, tmp_path, begun, resumed
+    ):
+        def stop(step, total, latents):
+            raise KeyboardInterrupt
+
+        kw = dict(frames=self.FRAMES, merge="attention")
+        self.small(model, monkeypatch, begun)
+        whole = sample(model, **kw)
+        with pytest.raises(KeyboardInterrupt):
+            sample(model, callback=stop, resume=tmp_path / "state", **kw)
+        self.small(model, monkeypatch, resumed)
+        again = sample(model, resume=tmp_path / "state", **kw)
+        assert again.metadata == whole.metadata
+        torch.testing.assert_close(again.latents, whole.latents, rtol=1e-4, atol=1e-4)
+
+    def test_a_resumed_run_that_no_longer_fits_says_so(self, model, monkeypatch, tmp_path):
         def stop(step, total, latents):
             raise KeyboardInterrupt
 
         kw = dict(frames=self.FRAMES, merge="attention", resume=tmp_path / "state")
-        self.small(model, monkeypatch, 21)
         with pytest.raises(KeyboardInterrupt):
             sample(model, callback=stop, **kw)
-        self.small(model, monkeypatch, 13)
-        with pytest.raises(ValueError, match="settings"):
+        self.small(model, monkeypatch, 8)
+        with pytest.raises(MemoryError, match="for 40 frames at 16x16 in one network call"):
             sample(model, **kw)
-        self.small(model, monkeypatch, 23)
-        assert sample(model, **kw).latents.isfinite().all()
+        assert (tmp_path / "state").exists()
 
 
 def test_overflow_in_the_inversion_is_stepped_again(clip, monkeypatch):
@@ -489,6 +560,13 @@ def test_overflow_in_the_inversion_is_stepped_again(clip, monkeypatch):
     monkeypatch.setattr(type(model.unet), "forward", overflowing)
     inversion = invert(model, clip, steps=4, window=8, stride=8, progress=False)
     assert inversion.latents.isfinite().all() and calls.count(torch.float32) == 1
+
+
+@pytest.mark.parametrize("value", [["a car"], {0: "a", 3: "b"}, 3])
+def test_an_inversion_takes_one_text(model, clip, tmp_path, value, monkeypatch):
+    monkeypatch.setattr(type(model), "encode_video", None)
+    with pytest.raises(ValueError, match="^prompt: expected a text, got"):
+        invert(model, clip, value, steps=1, window=4, stride=2, output=tmp_path / "i.safetensors")
 
 
 def test_time_is_promised_after_one_step_within_a_quarter(model, monkeypatch, capsys):

@@ -105,6 +105,14 @@ def test_webp_merges_equal_pictures_and_keeps_the_duration(tmp_path):
     assert back.duration == Fraction(1, 2) and [number_of(f, 4) for f in back] == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("frames", [1, 4])
+def test_webp_of_one_picture_keeps_its_settings(tmp_path, frames):
+    """libwebp writes one frame, and equal ones, as a still picture, whose file has no place for settings at first."""
+    video = Video.from_frames([picture(2)] * frames, fps=8, metadata={"seed": 3})
+    back = Video.open(video.save(tmp_path / "a.webp"))
+    assert back.metadata == {"seed": 3} and [number_of(f, 4) for f in back] == [2]
+
+
 def test_gif_palette_is_shared_and_good(tmp_path):
     ramp = np.linspace(0, 255, 64).astype(np.uint8)
     frames = [

@@ -31,7 +31,7 @@ class PromptTrack:
         Returns rows (R, L, D) without repetitions, and index (len(frames),) int64 into them.
         """
         mixes = [self._mix(position) for position in frames]
-        distinct = list(dict.fromkeys(mixes))
+        distinct = {mix: row for row, mix in enumerate(dict.fromkeys(mixes))}
         rows = torch.stack(
             [
                 self.embeddings[left]
@@ -40,7 +40,7 @@ class PromptTrack:
                 for left, right, share in distinct
             ]
         )
-        return rows, torch.tensor([distinct.index(mix) for mix in mixes])
+        return rows, torch.tensor([distinct[mix] for mix in mixes])
 
     def _mix(self, position: float) -> tuple[int, int, float]:
         """(left key, right key, share of the right one) at `position`."""

@@ -94,6 +94,10 @@ def ranges_of(
                 f"{name}: expected a range of multiples of {down} from {least * down}, got {low} to {high}"
             )
         ranges[name] = (low // down, high // down)
+    if batch[0] != 1:
+        raise ValueError(
+            f"batch: expected a range from 1, got one from {batch[0]}: the last windows of a step may be a single one"
+        )
     for name, (low, high) in ranges.items():
         if not 1 <= low <= high or high < 2:
             raise ValueError(f"{name}: expected a range of whole numbers from 1, got {low} to {high}")

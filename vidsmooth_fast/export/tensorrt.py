@@ -95,7 +95,7 @@ def check_volume(name: str, graph: Traceable, ranges: Ranges) -> None:
     if elements > MOST_ELEMENTS:
         raise ValueError(
             f"batch, frames, height, width: at their largest the network holds a tensor of {elements} numbers, and "
-            f"TensorRT takes {MOST_ELEMENTS}; export with narrower ranges, such as batch=(2, 4), frames=(16, 16) and "
+            f"TensorRT takes {MOST_ELEMENTS}; export with narrower ranges, such as batch=(1, 4), frames=(16, 16) and "
             "one height and width"
         )
 

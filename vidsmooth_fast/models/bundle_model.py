@@ -118,3 +118,12 @@ class BundleModel(LatentModel):
 
     def _to_pixels(self, latents: Tensor) -> Tensor:
         return self._decoder(latent_sample=latents)
+
+    def _with_autoencoder_in_float32(self) -> BundleModel:
+        if self.dtype == torch.float32:
+            return self
+        name = str(self.dtype).removeprefix("torch.")
+        raise FloatingPointError(
+            f"what the autoencoder of {self.path} computes is not finite, and it computes in {name}; "
+            "export the model with dtype='float32'"
+        )

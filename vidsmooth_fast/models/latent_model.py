@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -80,6 +80,10 @@ class LatentModel(ABC):
     def _to_pixels(self, latents: Tensor) -> Tensor:
         """The autoencoder's own latents (N, C, h, w) to pixels (N, 3, H, W)."""
 
+    @abstractmethod
+    def _with_autoencoder_in_float32(self) -> LatentModel:
+        """For what overflows in half precision. Raises: FloatingPointError where there is no such thing."""
+
     # What follows from it.
 
     @property
@@ -124,7 +128,8 @@ class LatentModel(ABC):
 
         frames: (H, W, 3) uint8 arrays of one size. chunk: frames encoded at a time.
         Returns (1, C, F, H/d, W/d), fp32, on the model's device.
-        Raises: ValueError when there are no frames, or a frame's size or type does not fit.
+        Raises: ValueError when there are no frames, or a frame's size or type does not fit; FloatingPointError when
+        the result is not finite, in float32 too.
         """
         frames, d, size, parts = iter(frames), self.downsampling, None, []
         while batch := [np.asarray(f) for f in islice(frames, chunk)]:
@@ -141,8 +146,8 @@ class LatentModel(ABC):
                     f"frames: expected height and width divisible by {d}, got {size[0]}x{size[1]}"
                 )
             x = torch.from_numpy(np.stack(batch)).to(self.device).permute(0, 3, 1, 2)
-            x = (x.float() / 127.5 - 1).to(self.dtype)
-            parts.append((self._to_latents(x).float() - self._shift) * self._scaling)
+            mean = self._finite(lambda model, x: model._to_latents(x), x.float() / 127.5 - 1)
+            parts.append((mean - self._shift) * self._scaling)
         if not parts:
             raise ValueError("frames: expected at least one frame, got none")
         return torch.cat(parts).transpose(0, 1)[None].contiguous()
@@ -150,7 +155,8 @@ class LatentModel(ABC):
     def decode_latents(self, latents: Tensor, *, chunk: int = 8) -> Iterator[np.ndarray]:
         """Frames of latents (1, C, F, h, w), any float dtype, one (H, W, 3) uint8 array at a time.
 
-        chunk: frames decoded at a time; only these exist as floats. Raises: ValueError for another shape.
+        chunk: frames decoded at a time; only these exist as floats. Raises: ValueError for another shape,
+        FloatingPointError when the result is not finite, in float32 too.
         """
         if latents.dim() != 5 or latents.shape[0] != 1 or latents.shape[1] != self.latent_channels:
             raise ValueError(
@@ -162,10 +168,19 @@ class LatentModel(ABC):
         for part in latents[0].transpose(0, 1).split(chunk):
             with torch.inference_mode():
                 z = part.to(self.device, torch.float32) / self._scaling + self._shift
-                x = self._to_pixels(z.to(self.dtype)).float()
+                x = self._finite(lambda model, z: model._to_pixels(z), z)
                 pixels = ((x + 1) * 127.5).round_().clamp_(0, 255).to(torch.uint8)
                 batch = pixels.permute(0, 2, 3, 1).cpu().numpy()
             yield from batch
+
+    def _finite(self, apply: Callable[[LatentModel, Tensor], Tensor], x: Tensor) -> Tensor:
+        """What the autoencoder makes of x, both float32; in single precision where half precision overflows."""
+        out = apply(self, x.to(self.dtype)).float()
+        if not out.isfinite().all():
+            out = apply(self._with_autoencoder_in_float32(), x).float()
+            if not out.isfinite().all():
+                raise FloatingPointError("what the autoencoder computes is not finite, in float32 too")
+        return out
 
     def encode_text(self, prompts: list[str]) -> Tensor:
         """Text embeddings (n, L, D), fp32, L the encoder's full length.

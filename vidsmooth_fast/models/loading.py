@@ -32,10 +32,11 @@ def choose_device(device: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-        torch.empty(1, device=chosen).item()  # not possible on "meta" either
+        there = torch.empty(1, device=chosen)
+        there.item()  # not possible on "meta" either
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"device: expected 'auto' or a device of this machine, got {device!r}") from error
-    return chosen
+    return there.device  # with its number, as modules have it
 
 
 def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
@@ -101,8 +102,8 @@ def load_placed(
     None: for a loaded model as it is, else "auto". Raises: ValueError, as `load`.
     """
     if not isinstance(model, LatentModel):
-        return load(model, device=device or "auto", dtype=dtype or "auto")
-    place = choose_device(device or model.device)
+        return load(model, device="auto" if device is None else device, dtype=dtype or "auto")
+    place = choose_device(model.device if device is None else device)
     wanted = place, choose_dtype(dtype or model.dtype, place)
     return model if wanted == (model.device, model.dtype) else model.placed(*wanted)
 

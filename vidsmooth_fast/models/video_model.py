@@ -114,6 +114,11 @@ class VideoModel(LatentModel):
     def _to_pixels(self, latents: Tensor) -> Tensor:
         return self.vae.decode(latents, return_dict=False)[0]
 
+    def _with_autoencoder_in_float32(self) -> VideoModel:
+        other = copy.copy(self)
+        other.vae = copy.deepcopy(self.vae).float()
+        return other
+
     def compile(self, *, blocks: bool = True, cuda_graphs: bool = False) -> VideoModel:
         """Spend time once, in the first steps, for faster ones after them; returns self. See docs/speed.md.
 

@@ -46,6 +46,11 @@ class ControlNets:
         """Whether the maps do not fit in memory and are memory-mapped files."""
         return self._store.mapped
 
+    @property
+    def map_bytes(self) -> int:
+        """What the maps take of the host's memory."""
+        return 0 if self.mapped else len(self.controls) * self._store.bytes
+
     def read_maps(self) -> None:
         """Read every frame's maps, continued back and forth where there are fewer than frames."""
         height, width = self._store.shape[3:]

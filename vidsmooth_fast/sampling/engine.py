@@ -81,9 +81,8 @@ def denoise(
         follows = smooth is not None and smooth.needs_source and strength != 0
         keeps_clean = schedule.needs_history or schedule.clip
         result = State(store.empty(), store.empty() if schedule.needs_history else None, state.done + 1)
-        weights = guidance.weights
-        if not guidance.acts(state.done, len(schedule.steps)):
-            predict, weights = predict.unguided, (1.0,)
+        acts = guidance.acts(state.done, len(schedule.steps))
+        predict, weights = predict.guided(acts), guidance.weights if acts else (1.0,)
         finite = []
         for piece in predict(state.latents, now.timestep, state.done):
             latents, clean = ops.denoise_step(

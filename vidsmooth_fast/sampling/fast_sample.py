@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from vidsmooth_fast.conditioning.controls import Control, check_controls
 from vidsmooth_fast.conditioning.prompts import Prompt, prompt_keys
 from vidsmooth_fast.models.latent_model import LatentModel
 from vidsmooth_fast.models.loading import load_placed
+from vidsmooth_fast.sampling.checkpoint import check_resume, kept_super_window
 from vidsmooth_fast.sampling.controlled import ControlNets
 from vidsmooth_fast.sampling.inversion import Inversion
 from vidsmooth_fast.sampling.job import Job
@@ -21,7 +21,6 @@ from vidsmooth_fast.sampling.options import Options
 from vidsmooth_fast.sampling.reuse import DeepReuse
 from vidsmooth_fast.sampling.run import DEFAULT_FPS, Run
 from vidsmooth_fast.sampling.smoothing import InversionBlend, NoiseConstraint
-from vidsmooth_fast.sampling.tensor_files import check_folder
 from vidsmooth_fast.video import Video, check_output, check_spared
 
 
@@ -150,9 +149,10 @@ def fast_sample(
     latents = latents if inversion is None else inversion.latents
     if latents is not None and not (isinstance(latents, Tensor) and bool(latents.isfinite().all())):
         raise ValueError("latents: expected an Inversion, or a tensor of finite values")
-    if resume is not None:
-        check_folder("resume", Path(resume))
+    if callback is not None and not callable(callback):
+        raise ValueError(f"callback: expected a function, got {type(callback).__name__}")
     target = check_output(output) if output is not None else None
+    kept = check_resume(resume, target) if resume is not None else None
     if source is not None and not isinstance(source, Video):
         source = Video.open(source)
     if target is not None and source is not None:
@@ -166,7 +166,14 @@ def fast_sample(
     branches = 1 if options.guidance == 1 else 2
     needed = (1, branches) if options.init == "inversion" else (branches,)
     networks = ControlNets(controls, maps, model, options) if controls else None
-    job = Job(model, options, branches=needed, keeps_frames=target is None, controls=networks)
+    job = Job(
+        model,
+        options,
+        branches=needed,
+        keeps_frames=target is None,
+        controls=networks,
+        super_window=kept_super_window(kept) if kept is not None else None,
+    )
     if latents is not None and tuple(latents.shape) != job.latent_shape:
         raise ValueError(f"latents: expected shape {job.latent_shape}, got {tuple(latents.shape)}")
     if inversion is not None:
@@ -179,5 +186,5 @@ def fast_sample(
     if networks is not None:
         networks.read_maps()
     rate = source.fps if source is not None else inversion.fps if inversion is not None else DEFAULT_FPS
-    run = Run(job, prompt, negative_prompt, source, latents, progress, resume, fps=rate)
+    run = Run(job, prompt, negative_prompt, source, latents, progress, kept, fps=rate)
     return run.video(callback, target)

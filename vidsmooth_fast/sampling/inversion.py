@@ -189,6 +189,8 @@ def invert(
     Raises ValueError for options that cannot be met, MemoryError when the estimate exceeds what is free.
     Source: Song et al., DDIM, eq. 14 reversed; network evaluated at the target timestep as in Tune-A-Video.
     """
+    if not isinstance(prompt, str):
+        raise ValueError(f"prompt: expected a text, got {type(prompt).__name__}")
     target = _target(output) if output is not None else None
     if not isinstance(video, Video):
         video = Video.open(video)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vidsmooth_fast.conditioning.prompts import Prompt, PromptTrack, encode_prompt
+from vidsmooth_fast.models.bundle_model import BundleModel
 from vidsmooth_fast.models.latent_model import LatentModel
 from vidsmooth_fast.models.preview import TinyDecoder, linear_preview
 from vidsmooth_fast.models.unet import AttentionWindows
@@ -44,7 +46,7 @@ class Job:
     keeps_frames: the decoded frames stay in memory.
     controls: the ControlNets of the run, or None.
     super_window: frames of one network call where `merge="attention"` does not find memory for the whole video, else
-        None. The result depends on it.
+        None. The result depends on it: a run that is resumed gives that of the run before, 0 for none.
     Raises ValueError for options that the schedule cannot meet, MemoryError where a run would not fit.
     """
 
@@ -56,6 +58,7 @@ class Job:
         *,
         keeps_frames: bool = True,
         controls: ControlNets | None = None,
+        super_window: int | None = None,
     ):
         self.model = model
         self.options = options
@@ -77,7 +80,7 @@ class Job:
             self.latent_shape,
             history=history,
             keeps_frames=keeps_frames,
-            controlled=bool(controls),
+            controls=controls,
         )
         self._on_gpu = model.device.type == "cuda"
         self._free = budget.free_bytes(model.device)
@@ -86,7 +89,9 @@ class Job:
         self.attention_windows: AttentionWindows | None = None
         self.windows = self._plan(options.frames, options.window, options.stride)
         if options.merge == "attention":
-            self._merge_in_attention()
+            self._merge_in_attention(super_window)
+        elif self.windows.loop and len(self.windows.starts) == 1:
+            self._close_window()
         deep = self._needs.deep(self.windows, max(branches))
         self._deep_on_host = self._on_gpu and deep > self._free * DEEP_SHARE
         self._batches = {count: self._fit_batch(count) for count in branches}
@@ -107,16 +112,31 @@ class Job:
         starts = plan(frames, window, stride, loop=loop)
         return Windows(tuple(starts), window_weights(options.window_weights, length), frames, loop)
 
-    def _merge_in_attention(self) -> None:
+    def _close_window(self) -> None:
+        """A loop that is one window: inside the network too, the last frame is followed by the first."""
+        if isinstance(self.model, BundleModel):
+            warnings.warn(
+                f"loop: {self.model.name} was exported, and does not join the ends of a single window; "
+                "take a shorter window",
+                stacklevel=4,
+            )
+        ones = torch.ones(self.windows.length, device=self.model.device)
+        self.attention_windows = AttentionWindows((0,), ones, loop=True)
+
+    def _merge_in_attention(self, kept: int | None) -> None:
         """Every frame through the network once: all at a time where memory suffices, in super-windows elsewhere."""
         options, inside = self.options, self.windows
         beside = 0 if self._on_gpu else self._needs.latents
         room = self._free * budget.SHARE - beside
         self.windows = Windows((0,), torch.ones(options.frames), options.frames, options.loop)
         lengths = super_windows(options.frames, options.window, options.stride)
-        if lengths and self._needs.network(1, options.frames) > room:
+        if kept in (0, *lengths):
+            self.super_window = kept or None
+        elif lengths and self._needs.network(1, options.frames) > room:
             fitting = (length for length in lengths if self._needs.network(1, length) <= room)
-            self.super_window = length = next(fitting, lengths[-1])
+            self.super_window = next(fitting, lengths[-1])
+        if self.super_window:
+            length = self.super_window
             inside = self._plan(length, options.window, options.stride)
             starts = plan(options.frames, length, length - options.window, loop=options.loop)
             weights = ramp_weights(length, options.window)
@@ -147,7 +167,7 @@ class Job:
         needed = self._fixed(branches, chosen) + max(needs.network(chosen, length), needs.autoencoder(1))
         if needed > self._free:
             size = f"{length} frames at {self.options.width}x{self.options.height}"
-            advice = "use merge='latent'" if self.attention_windows else "the window, or frames"
+            advice = "use merge='latent'" if self.options.merge == "attention" else "the window, or frames"
             raise MemoryError(
                 f"about {budget.in_words(needed)} of memory needed for {size} in one network call, "
                 f"{budget.in_words(self._free)} free: reduce height and width, {advice}"
@@ -230,7 +250,6 @@ class Job:
         deep = None
         if reuse is not None and reuse.period > 1:
             deep = DeepMemory(reuse.period, reuse.layers, on_host=self._deep_on_host)
-        in_attention = self.attention_windows is not None
         denoiser = denoiser_of(self.model, self.attention_windows)
         if controlled and self.controls:
             denoiser = ControlledDenoiser(denoiser, self.controls)
@@ -240,7 +259,7 @@ class Job:
             tracks,
             max_batch=self._batches[len(tracks)],
             shrinks=self.options.max_batch == "auto",
-            per_frame_text=in_attention and any(len(track.keys) > 1 for track in tracks),
+            per_frame_text=self.options.merge == "attention" and any(len(track.keys) > 1 for track in tracks),
             deep=deep,
         )
 

@@ -6,6 +6,7 @@ import math
 
 from vidsmooth_fast.models.latent_model import LatentModel
 from vidsmooth_fast.sampling import budget
+from vidsmooth_fast.sampling.controlled import ControlNets
 from vidsmooth_fast.sampling.latents import Store
 from vidsmooth_fast.sampling.options import Options
 from vidsmooth_fast.sampling.segments import plan_segments
@@ -19,8 +20,8 @@ class Needs:
     """Bytes of the parts of a run.
 
     options: complete. shape: of the latents, (1, C, F, h, w). history: the sampler keeps the last clean estimate.
-    keeps_frames: the result is kept as bytes in memory instead of being written to a file. controlled: ControlNets add
-    to the network's skip connections.
+    keeps_frames: the result is kept as bytes in memory instead of being written to a file. controls: those of the run,
+    or None.
     mapped: latents do not fit in memory and are memory-mapped files (`latents.Store`).
     """
 
@@ -32,20 +33,22 @@ class Needs:
         *,
         history: bool,
         keeps_frames: bool,
-        controlled: bool = False,
+        controls: ControlNets | None = None,
     ):
         self._model, self._options, self._shape = model, options, shape
-        self._history, self._keeps_frames, self._controlled = history, keeps_frames, controlled
+        self._history, self._keeps_frames, self._controls = history, keeps_frames, controls
         self.mapped = Store(shape, model.device).mapped
 
     @property
     def latents(self) -> int:
         """On the host: the initial latents, those before, after and, on a GPU, at a step that is not checked yet;
-        the same of the history; the source's. Where these are mapped files, the initial ones alone."""
+        the same of the history; the source's; the maps of controls. Of what is in mapped files, the initial latents
+        alone."""
         on_gpu = self._model.device.type == "cuda"
         moving = 2 + on_gpu
         videos = 1 + moving + moving * self._history + self._options.needs_source
-        return 4 * (1 if self.mapped else videos) * math.prod(self._shape)
+        maps = self._controls.map_bytes if self._controls else 0
+        return 4 * (1 if self.mapped else videos) * math.prod(self._shape) + maps
 
     @property
     def pictures(self) -> int:
@@ -59,7 +62,7 @@ class Needs:
         activations = budget.network_bytes(
             model.network_config, model.dtype, pairs, length, *self._shape[-2:], on_cpu=on_cpu
         )
-        if self._controlled:  # of these windows and of the one before
+        if self._controls:  # of these windows and of the one before
             activations += budget.residual_bytes(
                 model.network_config, model.dtype, (pairs + 2) * length, *self._shape[-2:], on_cpu=on_cpu
             )

@@ -87,6 +87,8 @@ class Options:
             raise ValueError(f"reuse: expected a DeepReuse or None, got {type(self.reuse).__name__}")
         if not isinstance(self.decoder, str | os.PathLike):
             raise ValueError(f"decoder: expected full, linear or a directory, got {self.decoder!r}")
+        if not isinstance(self.loop, bool):
+            raise ValueError(f"loop: expected True or False, got {self.loop!r}")
         if self.strength == 0:
             raise ValueError("strength: expected more than 0, got 0: nothing would change")
         if isinstance(self.seed, bool) or not isinstance(self.seed, Integral):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from itertools import chain
@@ -41,7 +40,7 @@ class Run:
         source: Video | None,
         latents: Tensor | None,
         progress: bool,
-        resume: str | os.PathLike | None,
+        resume: Path | None,
         *,
         fps: Fraction | float = DEFAULT_FPS,
     ):
@@ -58,7 +57,9 @@ class Run:
             **({"super_window": job.super_window} if job.super_window else {}),
             **({"controls": job.controls.settings()} if job.controls else {}),
         }
-        self.checkpoint = Checkpoint(Path(resume), self._fingerprint()) if resume is not None else None
+        self.checkpoint = None
+        if resume is not None:
+            self.checkpoint = Checkpoint(resume, self._fingerprint(), job.super_window)
         phase, self.state = (self.checkpoint.load() if self.checkpoint else None) or ("inversion", None)
         self.inverted = phase == "denoising"
         track = job.track(prompt)
@@ -100,7 +101,9 @@ class Run:
     def _sample(self, callback: Callable[[int, int, Tensor], None] | None) -> Tensor:
         """The clean latents of the result, (1, C, F, h, w) float32."""
         job, options = self.job, self.job.options
-        clean = job.encode(self.source) if self.source is not None and options.needs_source else None
+        followed = bool(options.smooth and options.smooth.needs_source)
+        begins = not self.inverted and options.needs_source
+        clean = job.encode(self.source) if self.source is not None and (followed or begins) else None
         state = self.state if self.inverted else State(self._initial_latents(clean))
         total = len(job.schedule.steps)
         self.progress.phase("denoising", total, done=state.done, costs=self.costs)
@@ -119,7 +122,7 @@ class Run:
             job.schedule,
             guidance=self.guidance,
             smooth=options.smooth,
-            source=clean,
+            source=clean if followed else None,
             seed=options.seed,
             after_step=after_step,
         )

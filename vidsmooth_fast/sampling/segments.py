@@ -51,8 +51,9 @@ def plan_segments(
     frame stay in the order of `starts`: sums over them are rounded alike whatever the segments.
     """
     windows = len(starts)
+    whole = (Segment(0, frames, 0, frames, range(windows), tuple(starts), closed=loop),)
     if windows <= count:
-        return (Segment(0, frames, 0, frames, range(windows), tuple(starts), closed=loop),)
+        return whole
     # Frames at the beginning that the last windows cover, in a loop.
     over = max(starts[-1] + length - frames, 0)
     origin = over + HALO if loop else 0
@@ -63,6 +64,8 @@ def plan_segments(
         while stop < windows and starts[stop] - HALO <= first:
             stop = min(stop + count, windows)
         final = stop == windows
+        if final and not segments:
+            return whole
         last = origin + frames if final and loop else frames if final else starts[stop] - HALO
         ahead = tuple(start + frames for start in starts[:head]) if final else ()
         merged = (*ahead, *starts[kept:stop])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -124,6 +123,7 @@ class WindowedPredictor:
         self._calls = [self._plan_calls(segment) for segment in self.segments]
         self._chosen_text: tuple[tuple[int, tuple[int, ...]] | None, Any] = (None, None)
         self._buffer: Tensor | None = None
+        self._unguided: WindowedPredictor | None = None
 
     def _rows(self, segment: Segment) -> tuple[Tensor, Tensor]:
         """Embeddings of all branches for a segment's windows (R, L, D), and which row each (branch, window) uses:
@@ -253,10 +253,15 @@ class WindowedPredictor:
             self._chosen_text = (number, call.text_rows), self._texts[number][1].select(call.text_index)
         return self._chosen_text[1]
 
-    @cached_property
-    def unguided(self) -> WindowedPredictor:
-        """The same without guidance: the last track, the prompt's, alone."""
-        return self._with(self.denoiser, self.tracks[-1:], self.max_batch)
+    def guided(self, acts: bool) -> WindowedPredictor:
+        """Itself, or the same without guidance: the last track, the prompt's, alone. The other one lets go of what it
+        holds."""
+        if not acts and self._unguided is None:
+            self._unguided = self._with(self.denoiser, self.tracks[-1:], self.max_batch)
+        chosen, other = (self, self._unguided) if acts else (self._unguided, self)
+        if other is not None:
+            other._buffer, other.deep = None, other.deep and other.deep.empty()
+        return chosen
 
     def in_float32(self) -> WindowedPredictor:
         """The same in single precision, with half as much in one call because everything is twice the size."""
