@@ -49,9 +49,12 @@ def with_interval(numbers: list[float], clips: list[int]) -> str:
 
 
 def section_table(title: str, rows: dict[str, Method], done: dict) -> list[str]:
-    """Every method of a section that has lines, under its baseline; nothing where only the baseline has any."""
-    if not any(method in rows for _, method in done):
+    """Every method of a section that has lines, under its baseline on the same clips; nothing where only the baseline
+    has any."""
+    own = {clip for clip, method in done if method in rows}
+    if not own:
         return []
+    done = {(clip, method): record for (clip, method), record in done.items() if clip in own}
     names = list(dict.fromkeys([*(m.baseline for m in rows.values() if m.baseline), *rows]))
     table = []
     for name in names:

@@ -146,7 +146,7 @@ def _methods() -> dict[str, Method]:
         ("inr", {"clip_t": 1, "clip_f_adjacent": 1, "motion": -1}),
     ):  # fmt: skip
         found[loss] = Method(
-            TUNED, f"{loss} loss", "" if loss == "plain" else "plain", loss=loss, paper=paper
+            TUNED, f"{loss} loss", "none" if loss == "plain" else "plain", loss=loss, paper=paper
         )
     return found
 

@@ -128,6 +128,19 @@ def test_bad_input_takes_one_line(monkeypatch, capsys, tmp_path, model_dir, argu
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_backend_that_cannot_run_takes_one_line(monkeypatch, capsys, tmp_path, model_dir):
+    monkeypatch.setenv("VIDSMOOTH_BACKEND", "cuda")
+    to = tmp_path / "a.mp4"
+    code, _, err = run(monkeypatch, capsys, "sample", model_dir, "a car", "--frames", 2, "--quiet", "-o", to)
+    assert code == 1 and err.count("\n") == 1 and "no requested backend can run (cuda: " in err
+
+
+def test_help_shows_what_is_taken_where_an_option_is_left_out(monkeypatch, capsys):
+    _, out, _ = run(monkeypatch, capsys, "sample", "--help")
+    for default in ("[clean]", "[canny]", "[sized to memory", "else 256]", "[50; or as --speed]"):
+        assert default in " ".join(out.split())
+
+
 def test_length_and_rate_come_from_what_is_given(monkeypatch, capsys, tmp_path, model_dir):
     clip, noise = tmp_path / "clip.mp4", tmp_path / "clip.safetensors"
     Video.from_frames([np.full((16, 16, 3), 40 * i, np.uint8) for i in range(5)], fps=12).save(clip)

@@ -18,6 +18,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # which would take "[16]" at the end of a help text for markup
 )
 
 
@@ -93,7 +94,11 @@ def sample(
         Path, typer.Option("--output", "-o", help=".mp4, .webm, .gif, .webp, or a folder for PNGs.")
     ],
     frames: Annotated[
-        int | None, typer.Option(help="Length of the video. [that of --latents or --source; else 256]")
+        int | None,
+        typer.Option(
+            help="Length of the video; a shorter source goes on back and forth. [that of --latents or "
+            "--source; else 256]"
+        ),
     ] = None,
     source: Annotated[
         Path | None, typer.Option(help="A clip to edit: a video file or a folder of images.")

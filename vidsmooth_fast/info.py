@@ -28,13 +28,14 @@ def report() -> str:
     if not torch.cuda.is_available():
         lines.append("GPU: none that torch can use")
     lines.append("")
-    lines.append(f"{'operator':<26}{'used':<8}others")
+    wide = max(len(row.operator) for row in ops.report()) + 2
+    lines.append(f"{'operator':<{wide}}{'used':<8}others")
     for row in ops.report():
         others = [f"{name} (slower)" for name in row.available if name != row.used]
         others += [f"{name}: {reason}" for name, reason in row.unavailable.items()]
-        lines.append(f"{row.operator:<26}{row.used:<8}{'; '.join(others)}")
-    lines += ["", f"{'bundle':<26}runs here"]
-    lines += [f"{format:<26}{runtime(format).available()}" for format in FORMATS]
+        lines.append(f"{row.operator:<{wide}}{row.used:<8}{'; '.join(others)}")
+    lines += ["", f"{'bundle':<{wide}}runs here"]
+    lines += [f"{format:<{wide}}{runtime(format).available()}" for format in FORMATS]
     return "\n".join(lines)
 
 

@@ -180,8 +180,10 @@ class Video:
 
         metadata: dict to keep in the file, instead of this video's own.
 
-        Raises: ValueError, OSError, one line each; nothing is left under the final name then.
+        Raises: ValueError, OSError, one line each; nothing is left under the final name then. The file that this video
+        is read from is refused.
         """
+        check_spared(check_output(path), self.path, "this video")
         metadata = self.metadata if metadata is None else metadata
         with VideoWriter(path, self.fps, self.size, audio_from=self._audio, metadata=metadata) as writer:
             for frame in self:

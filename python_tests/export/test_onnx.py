@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from python_tests.tiny import tiny_model
 from vidsmooth_fast.export import onnx as exporter
 from vidsmooth_fast.export.graphs import graphs_of, ranges_of
 from vidsmooth_fast.models.bundle import GraphFile
-from vidsmooth_fast.models.runtimes.onnx import OnnxGraph
+from vidsmooth_fast.models.runtimes.onnx import OnnxGraph, _providers
 
 SIZES = [(1, 1, 8, 6, 3), (3, 2, 5, 9, 77), (2, 16, 7, 4, 16), (1, 64, 4, 4, 1)]
 """Videos, frames, height and width of latents, tokens; none of them traced."""
@@ -176,3 +177,41 @@ def test_options_that_do_not_exist(tiny, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         vsf.export(tiny, tmp_path / "b", **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_on_a_gpu_streams_wait_for_each_other(onnx_bundle, monkeypatch):
+    """With stand-ins for the streams of a GPU: the run lies between what made its inputs and what reads its result."""
+    events = []
+
+    class Stream:
+        cuda_stream = 7
+
+        def __init__(self, name):
+            self.name = name
+
+        def wait_stream(self, other):
+            events.append(f"{self.name} waits for {other.name}")
+
+    def run(self, inputs, sizes):
+        events.append("run")
+        return plain(self, inputs, sizes)
+
+    plain, network = OnnxGraph._run, vsf.load(onnx_bundle).network
+    given = inputs(*SIZES[1])
+    expected = network(**given)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("caller's"))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext(events.append("on ours")))
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: events.append(stream.name))
+    monkeypatch.setattr(OnnxGraph, "_run", run)
+    network._stream = Stream("ours")
+    torch.testing.assert_close(network(**given), expected)
+    assert events == [
+        "ours waits for caller's",
+        "on ours",
+        "run",
+        "caller's waits for ours",
+        "caller's",
+    ]
+    ((name, options), last) = _providers(torch.device("cuda", 1), network._stream)
+    assert (name, last) == ("CUDAExecutionProvider", "CPUExecutionProvider")
+    assert options == {"device_id": 1, "user_compute_stream": "7"}

@@ -167,7 +167,7 @@ def test_other_channels_run_on_pytorch():
     x, weight, bias = inputs(1, 20, 12, 5, 5)
     torch.testing.assert_close(ops.convolution(x, weight, bias), F.conv2d(x, weight, bias, padding=1))
     if _dispatch.extension():
-        with pytest.raises(RuntimeError, match="multiples of 16 channels, got 20 to 12"):
+        with pytest.raises(ValueError, match="multiples of 16 channels, got 20 to 12"):
             ops.convolution(x, weight, bias, backend="cpu")
 
 

@@ -191,7 +191,8 @@ def test_inversion_is_saved_and_read(model, clip, tmp_path):
 
 def test_a_shorter_clips_sound_is_left_out_aloud(model, clip):
     loud = Video.from_frames(list(clip), fps=12, audio=Sound(Path("song.wav"), Fraction(0), 7 / clip.fps))
-    with pytest.warns(UserWarning, match="its sound is left out, because it has 7 frames and the video 8"):
+    said = "it has 7 frames and the video 8: it goes on back and forth, without its sound"
+    with pytest.warns(UserWarning, match=said):
         assert sample(model, frames=8, source=loud).audio is None
     assert sample(model, frames=7, source=loud).audio is not None
 
@@ -372,7 +373,10 @@ def test_ctrl_c_leaves_no_output(model, tmp_path, monkeypatch):
         ({"smooth": 0.3}, "expected a NoiseConstraint"),
         ({"smooth": NoiseConstraint(0.1, "source")}, "needs a source clip"),
         ({"blend": InversionBlend(0.5)}, "acts on the inversion"),
-        ({"latents": torch.zeros(1, 4, 6, 8, 8)}, r"latents: expected shape \(1, 4, 7, 8, 8\)"),
+        (
+            {"latents": torch.zeros(1, 4, 6, 8, 12)},
+            r"latents: expected shape \(1, 4, 7, 8, 8\), .* those of frames=6, height=16, width=24",
+        ),
         ({"latents": [1.0]}, "latents: expected an Inversion, or a tensor of finite"),
         ({"latents": torch.full((1, 4, 7, 8, 8), float("nan"))}, "latents: expected an Inversion, or"),
         ({"controls": 1}, "controls: expected a Control or a list of them"),

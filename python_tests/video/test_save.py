@@ -99,6 +99,15 @@ def test_one_frame(tmp_path, name):
     assert len(Video.open(path)) == 1
 
 
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif", "frames"])
+def test_a_video_does_not_replace_what_it_is_read_from(tmp_path, name):
+    path = clip(6).save(tmp_path / name)
+    for part in (Video.open(path), Video.open(path)[:3].resized((24, 32))):
+        with pytest.raises(ValueError, match="this video itself, which would be lost|is not empty"):
+            part.save(path)
+    assert len(Video.open(path)) == 6
+
+
 def test_webp_merges_equal_pictures_and_keeps_the_duration(tmp_path):
     frames = [picture(n // 3) for n in range(12)]
     back = Video.open(Video.from_frames(frames, fps=24).save(tmp_path / "a.webp"))

@@ -109,7 +109,8 @@ class Batch:
         for name in self.names:
             head = f"{name} {ARROWS[METRICS[name].better]}".strip()
             cells = [number(name, report[name]) if name in report else "-" for _, report in self.reports]
-            column = [head, *cells, *(number(name, v) for v in means[name][:3])]
+            summary = ("" if math.isnan(v) else number(name, v) for v in means[name][:3])
+            column = [head, *cells, *summary]
             width = max(map(len, column)) + 2
             if block and used + width > columns:
                 blocks.append(block)

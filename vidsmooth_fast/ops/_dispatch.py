@@ -187,7 +187,7 @@ def _automatic(operator: str, tensor: Tensor) -> tuple[str, ...]:
 def backend(names: str) -> Iterator[None]:
     """Use only these backends inside the block, e.g. `with ops.backend("torch"):` or `"cpu,torch"`.
 
-    Raises ValueError for an unknown name; an operator that has none of them raises RuntimeError when called.
+    Raises ValueError for an unknown name; an operator that has none of them raises one too when called.
     """
     token = _requested.set(names)
     try:
@@ -224,7 +224,7 @@ def select(operator: str, tensor: Tensor, *args: Any, backend: str | None = None
                 _say_once(logging.INFO, f"{operator} runs on {name}; {'; '.join(reasons)}")
             return name
         reasons.append(f"{name}: {reason}")
-    raise RuntimeError(f"{operator}: no requested backend can run ({'; '.join(reasons)})")
+    raise ValueError(f"{operator}: no requested backend can run ({'; '.join(reasons)})")
 
 
 def register(

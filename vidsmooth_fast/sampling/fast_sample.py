@@ -175,12 +175,15 @@ def fast_sample(
         super_window=kept_super_window(kept) if kept is not None else None,
     )
     if latents is not None and tuple(latents.shape) != job.latent_shape:
-        raise ValueError(f"latents: expected shape {job.latent_shape}, got {tuple(latents.shape)}")
+        raise ValueError(
+            f"latents: expected shape {job.latent_shape}, got {tuple(latents.shape)}{_as_options(latents, model)}"
+        )
     if inversion is not None:
         inversion.check_schedule(job.schedule)
-    if source is not None and source.audio is not None and len(source) < options.frames:
+    if source is not None and len(source) < options.frames:
+        sound = ", without its sound" if source.audio is not None else ""
         warnings.warn(
-            f"source: its sound is left out, because it has {len(source)} frames and the video {options.frames}",
+            f"source: it has {len(source)} frames and the video {options.frames}: it goes on back and forth{sound}",
             stacklevel=2,
         )
     if networks is not None:
@@ -188,3 +191,12 @@ def fast_sample(
     rate = source.fps if source is not None else inversion.fps if inversion is not None else DEFAULT_FPS
     run = Run(job, prompt, negative_prompt, source, latents, progress, kept, fps=rate)
     return run.video(callback, target)
+
+
+def _as_options(latents: Tensor, model: LatentModel) -> str:
+    """What would make latents of another size fit."""
+    if latents.dim() != 5:
+        return ""
+    frames, *sides = latents.shape[2:]
+    height, width = (side * model.downsampling for side in sides)
+    return f", which are those of frames={frames}, height={height}, width={width}"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -42,19 +44,24 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
         partial.unlink(missing_ok=True)
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file alone. Raises ValueError naming a path that is not one."""
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    if not path.exists():
+        raise ValueError(f"there is no file {path}")
     try:
         with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}
+            yield file
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a safetensors file ({error})") from None
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file alone. Raises ValueError naming a path that is not one."""
+    with _opened(path) as file:
+        return file.metadata() or {}
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and metadata of a safetensors file. Raises ValueError naming a path that is not one."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a safetensors file ({error})") from None
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118

@@ -40,6 +40,8 @@ def run_demo(
     constraint. frames: length of the video. tuned: a fourth panel, by a model that was first tuned on the source's
     beginning (see TUNING). Raises what `fast_sample` and `tune` raise.
     """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output: expected a folder, and {folder} is a file")
     folder.mkdir(parents=True, exist_ok=True)
     target = check_output(folder / "demo.mp4")
     model = load("sprite-world")
