@@ -52,7 +52,7 @@ class Setting:
         self.size = "tiny" if tiny else "sd15"
         self.frames = 32 if tiny else 256
         self.edge = self.config["sample_size"]
-        self.pairs = (2,) if tiny else (4, 8, 16)  # (window, branch) pairs in one call
+        self.pairs = (2,) if tiny else (4, 8, 16, 32)  # (window, branch) pairs in one call
         self.batches = (1, 2) if tiny else (1, 2, 4, 8, 16)
         width = self.config["cross_attention_dim"]
         generator = torch.Generator().manual_seed(0)

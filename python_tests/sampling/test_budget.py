@@ -123,3 +123,10 @@ def test_on_a_gpu_the_hosts_memory_is_said_too():
     on_cpu, job._on_gpu = job._fixed(2, 2), True
     assert "of memory on the GPU and " in job.describe(2) and "on the host" in job.describe(2)
     assert job._fixed(2, 2) == on_cpu - job._needs.latents, "the latents are the host's"
+
+
+def test_a_call_on_a_gpu_has_no_map_that_needs_64_bits():
+    """Stable Diffusion at 512 x 512: 16 frames of 960 channels on 64 x 64, before the last up block's first ResNet."""
+    pairs = budget.most_pairs(STABLE_DIFFUSION, 16, 64, 64)
+    assert pairs == 34 and pairs * 16 * 960 * 64 * 64 < 2**31 <= (pairs + 1) * 16 * 960 * 64 * 64
+    assert budget.most_pairs(STABLE_DIFFUSION, 4096, 64, 64) == 1

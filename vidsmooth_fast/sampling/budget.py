@@ -21,7 +21,20 @@ HEAP = 2
 """What is resident of a heap at its peak, as a multiple of what is alive: freed blocks leave holes. Measured on network
 calls in fp32 (351 MiB for 180 alive) and bf16 (191 for 90); with MALLOC_MMAP_THRESHOLD_=65536, no heap, 194 for 180."""
 
+MOST_ELEMENTS = 2**31 - 1
+"""Of a map that a convolution on a GPU is given: cuDNN's kernels count in 32 bits, and larger maps go other ways."""
+
 _CGROUP = Path("/sys/fs/cgroup")
+
+
+def most_pairs(config: dict, frames: int, height: int, width: int) -> int:
+    """Windows x branches of `frames` frames whose largest map, a level's input joined to a skip connection, is of at
+    most MOST_ELEMENTS; at least 1."""
+    channels = config["block_out_channels"]
+    joined = [a + b for a, b in zip(channels, [*channels[1:], channels[-1]], strict=True)]
+    pixels = [-(-height // 2**level) * -(-width // 2**level) for level in range(len(channels))]
+    largest = max(c * p for c, p in zip(joined, pixels, strict=True))
+    return max(1, MOST_ELEMENTS // (frames * largest))
 
 
 def network_bytes(

@@ -161,7 +161,11 @@ class Job:
         if asked == "auto":
             room = self._free * budget.SHARE - self._fixed(branches, 1)
             asked = max(int(room // needs.network(1, length)), 1)
-            if self.model.device.type == "cpu":
+            if self._on_gpu:
+                asked = min(
+                    asked, budget.most_pairs(self.model.network_config, length, *self.latent_shape[3:])
+                )
+            else:
                 asked = min(asked, CPU_PAIRS)
         chosen = min(asked, self.items(branches), self.model.max_pairs or asked)
         needed = self._fixed(branches, chosen) + max(needs.network(chosen, length), needs.autoencoder(1))
