@@ -52,7 +52,7 @@ def _merged(
                 value = tl.load(source + tl.cast(strides[0], tl.int64) * g, mask=here, other=0)
                 total += (weight * branch_weights[g]) * value.to(tl.float32)
             mass += weight
-    return total / mass
+    return tl.div_rn(total, mass)
 
 
 @triton.jit

@@ -289,8 +289,8 @@ def temporal_attention(
     }
     strides = tuple(t.stride()[:2] for t in (*inputs, results[0]))
     if grad is not None:
-        # Products of registers: with half as many warps, each thread would spill 1 kB.
-        if q.element_size() == 4 and (tile == 64 or width > 64):
+        # Products of registers: with half as many warps, each thread would spill 0.5 to 1 kB.
+        if q.element_size() == 4 and (tile == 64 or width > 64 or (windows and tile == 32)):
             settings["num_warps"] *= 2
         _backward[(rows // frames * blocks,)](
             *inputs,

@@ -73,7 +73,7 @@ def _kernel(
             total += weight * value.to(tl.float32)
             mass += weight
     out += (plane * frames + frame) * pixels + start + lane
-    tl.store(out, total / mass, mask=inside)
+    tl.store(out, tl.div_rn(total, mass), mask=inside)
 
 
 def window_merge(

@@ -135,7 +135,8 @@ __device__ inline void probabilities(const Params& s, const Item<T>& item, const
     const T* q0 = item.in[0] + (item.first + g) * s.stride[0][0];
     const T* q1 = q0 + 8 * s.stride[0][0];
     const bool has0 = item.first + g < s.frames, has1 = item.first + g + 8 < s.frames;
-#pragma unroll 2
+    constexpr int unrolled = sizeof(T) == 2 ? 2 : 1;  // of fp32, two would spill registers
+#pragma unroll unrolled
     for (int64_t begin = 0; begin < s.width; begin += 4 * lanes) {
         const int64_t column = begin + t * lanes;
         const auto a0 = read<T, Packed>(q0, column, s.width, has0),
@@ -197,10 +198,12 @@ __device__ inline void write(const Params& s, const Item<T>& item, int64_t begin
     }
 }
 
-// Tiles: of 8 keys.
+// Tiles: of 8 keys. For 8 of them a bound of one block leaves what one of two does, 255 registers; but with
+// two, nvcc spills in fp32.
 template <class T, int Tiles, bool Packed, bool Windowed>
 __global__ void __launch_bounds__(32 * kWarps, Tiles == 2   ? 4
                                                : Tiles == 4 ? 3
+                                               : Packed     ? 1
                                                             : 2) attend(const __grid_constant__ Params s) {
     constexpr int lanes = Shape<T>::lanes;
     // In 32 bits: a division in 64 is a call that spills registers, and launch() refuses more threads.

@@ -63,7 +63,8 @@ void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 #endif
 
 // fp32 as the sum of two tf32, to half a unit in its last place. Without the product of the two small parts,
-// which many programs leave out, the error is twice that of a plain fp32 product.
+// which many programs leave out, the error is twice that of a plain fp32 product. The units truncate every
+// sum: only one that begins with the small parts is left to them, and c is added to it with rounding.
 struct Split {
     uint32_t high, low;
 };
@@ -74,10 +75,13 @@ __device__ inline Split split(float v) {
 __device__ inline void multiply(float (&c)[4], const Split (&a)[4], Split b0, Split b1) {
     const uint32_t high[4] = {a[0].high, a[1].high, a[2].high, a[3].high};
     const uint32_t low[4] = {a[0].low, a[1].low, a[2].low, a[3].low};
-    multiply(c, low, b0.low, b1.low);
-    multiply(c, low, b0.high, b1.high);
-    multiply(c, high, b0.low, b1.low);
-    multiply(c, high, b0.high, b1.high);
+    float d[4] = {};
+    multiply(d, low, b0.low, b1.low);
+    multiply(d, low, b0.high, b1.high);
+    multiply(d, high, b0.low, b1.low);
+    multiply(d, high, b0.high, b1.high);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) c[i] += d[i];
 }
 
 // Over the four lanes that hold a row.

@@ -151,13 +151,26 @@ CASES = {
     "temporal_attention, windows": lambda dtype, **to: temporal(
         dtype, 40, windows=([0, 8, 16, 24], [float(i) for i in range(1, 17)]), **to
     ),
+    "temporal_attention, windows of 32 frames": lambda dtype, **to: temporal(
+        dtype, 32, windows=([0, 8, 16], [float(i) for i in range(1, 17)]), **to
+    ),
     "temporal_attention, windows around a loop": lambda dtype, **to: temporal(
         dtype, 7, windows=([0, 2, 4, 6], [0.25, 1, 0.5]), **to
     ),
+    "temporal_attention, windows of a long video": lambda dtype, **to: temporal(
+        dtype, 256, 3, windows=(list(range(0, 241, 8)), [float(i) for i in range(1, 17)]), **to
+    ),
     "sparse_causal_attention": sparse,
     "sparse_causal_attention, wide": lambda dtype, **to: sparse(dtype, width=160, **to),
+    **{
+        f"sparse_causal_attention, 1024 pixels of width {width}": lambda dtype, width=width, **to: sparse(
+            dtype, 3, 1024, width=width, **to
+        )
+        for width in (40, 80)
+    },
     "group_norm_silu": norm,
     "group_norm_silu, each image": lambda dtype, **to: norm(dtype, (4, 320, 16, 16), 32, 1, False, **to),
+    "group_norm_silu, over 16 frames": lambda dtype, **to: norm(dtype, (32, 320, 32, 32), 32, 16, **to),
 }
 ONE_EACH = [name for name in CASES if "," not in name] + ["temporal_attention, 16 frames"]
 
@@ -195,7 +208,7 @@ def test_against_the_reference(kernel, poisoned, case, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    "case", ["temporal_attention, 16 frames", "temporal_attention, windows", "group_norm_silu"]
+    "case", ["temporal_attention, 16 frames", "temporal_attention, windows of 32 frames", "group_norm_silu"]
 )
 def test_gradients(kernel, case, dtype):
     torch.manual_seed(0)

@@ -107,11 +107,21 @@ def attention(dtype, frames, width):
     triton_kernel("temporal_attention")(*qkv, qkv[:1], frames=frames, heads=8, scale=None, windows=None)
 
 
-def attention_windows(dtype, frames, width):
+def _attention_windows(dtype, frames, width, grad):
     qkv = _qkv(dtype, frames, width)
     starts = tuple(range(0, max(1, frames - 15), 8))
     windows = _windows_for_triton(qkv[0], torch.ones(min(16, frames)), frames, starts)
-    triton_kernel("temporal_attention")(*qkv, qkv[:1], frames=frames, heads=8, scale=None, windows=windows)
+    results, grad = (qkv, qkv[0]) if grad else (qkv[:1], None)
+    launch = triton_kernel("temporal_attention")
+    launch(*qkv, results, grad=grad, frames=frames, heads=8, scale=None, windows=windows)
+
+
+def attention_windows(dtype, frames, width):
+    _attention_windows(dtype, frames, width, False)
+
+
+def attention_windows_backward(dtype, frames, width):
+    _attention_windows(dtype, frames, width, True)
 
 
 def attention_backward(dtype, frames, width):

@@ -47,14 +47,24 @@ void show(const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     warp.wait();
 }
 
-// left(row, k), right(k, column): elements of the tiles
+// left(row, k), right(k, column): elements of the tiles. The units align the products and the accumulator to
+// the largest of them, keep 25 bits of fraction, and truncate the sum to fp32 (Fasi and others, PeerJ
+// Computer Science 330; arXiv 2512.07004).
 template <class Left, class Right>
 void add_products(float (&c)[4], int depth, const Left& left, const Right& right) {
     const int g = lane() / 4, t = lane() % 4;
     for (int i = 0; i < 4; ++i) {
+        double terms[17] = {c[i]};
+        for (int k = 0; k < depth; ++k)
+            terms[k + 1] = double(left(g + i / 2 * 8, k)) * right(k, 2 * t + i % 2);
+        int top = -1000;
+        for (double term : terms)
+            if (term != 0) top = std::max(top, ilogb(term));
         double sum = 0;
-        for (int k = 0; k < depth; ++k) sum += double(left(g + i / 2 * 8, k)) * right(k, 2 * t + i % 2);
-        c[i] = float(c[i] + sum);
+        for (double term : terms) sum += trunc(ldexp(term, 25 - top));
+        sum = ldexp(sum, top - 25);
+        c[i] = float(sum);
+        if (fabs(c[i]) > fabs(sum)) c[i] = nextafterf(c[i], 0);
     }
     warp.wait();
 }

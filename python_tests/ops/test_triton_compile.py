@@ -33,6 +33,10 @@ SLOW = [
     *("attention-fp32-16-160", "attention-fp32-64-80", "attention_windows-fp32-16-160"),
     *(f"attention_windows-{dtype}-{frames}-80" for dtype in ("fp32", "bf16") for frames in (16, 64, 256)),
     *(f"attention_backward-{dtype}-{frames}-40" for dtype in ("fp32", "bf16") for frames in (8, 16, 32, 64)),
+    *(
+        f"attention_windows_backward-{size}"
+        for size in ("fp32-16-160", "fp32-32-40", "bf16-40-40", "bf16-64-40")
+    ),
     *("attention_backward-fp32-8-160", "attention_backward-fp32-16-160", "attention_backward-fp32-32-80"),
     *(
         f"sparse_causal-bf16-{pixels}-{width}"

@@ -131,6 +131,8 @@ def _triton_backward_supports(grad, q=None, k=None, v=None, weights=None, *, fra
         return False, "the Triton kernel needs stride 1 on the last axis of the gradient"
     if why := _spills(grad, frames, heads, most_frames=32 if weights is None else 16, most_width=40):
         return False, why
+    if weights is not None and (why := _spills(grad, frames, heads, most_frames=32, most_width=0)):
+        return False, why
     q = grad if q is None else q
     return _triton_supports(q, k, v, weights, frames=frames, heads=heads, **settings)
 

@@ -55,7 +55,8 @@ def open_graph(bundle: Bundle, name: str, device: torch.device) -> OnnxGraph:
 class OnnxGraph:
     """A session whose inputs and outputs are PyTorch's memory: nothing is copied, on the CPU or the GPU.
 
-    On a GPU it works on PyTorch's stream of the moment when it was opened, so that neither waits for the other.
+    On a GPU it works on a stream of its own, which waits for the caller's and which the caller's waits for: ONNX
+    Runtime takes the number of the default stream for none given, and does not wait for what it reads.
     """
 
     def __init__(self, folder: Path, graph: GraphFile, device: torch.device):
@@ -64,7 +65,8 @@ class OnnxGraph:
         options = library.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = torch.get_num_threads()
-        file, providers = folder / graph.file, _providers(device)
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        file, providers = folder / graph.file, _providers(device, self._stream)
         try:
             self.session = library.InferenceSession(file, options, providers=providers)
         except Exception as error:  # ONNX Runtime's classes derive from Exception alone
@@ -78,6 +80,20 @@ class OnnxGraph:
 
     def __call__(self, **inputs: Tensor) -> Tensor:
         sizes = self.graph.sizes({name: tuple(tensor.shape) for name, tensor in inputs.items()})
+        if self._stream is None:
+            return self._run(inputs, sizes)
+        caller = torch.cuda.current_stream(self.device)
+        self._stream.wait_stream(caller)
+        with torch.cuda.stream(self._stream):
+            out = self._run(inputs, sizes)
+        for tensor in inputs.values():
+            if tensor.is_cuda:
+                tensor.record_stream(self._stream)
+        caller.wait_stream(self._stream)
+        out.record_stream(caller)
+        return out
+
+    def _run(self, inputs: dict[str, Tensor], sizes: dict[str, int]) -> Tensor:
         binding = self.session.io_binding()
         kept = []  # alive until the run is over
         for name, port in self.graph.inputs.items():
@@ -97,11 +113,10 @@ def _numpy(dtype: str) -> type:
     return getattr(np, dtype)
 
 
-def _providers(device: torch.device) -> list:
+def _providers(device: torch.device, stream: torch.cuda.Stream | None) -> list:
     """Execution providers, best first: those that VIDSMOOTH_ORT_PROVIDERS names, else what the device suggests."""
-    if device.type == "cpu":
+    if stream is None:
         return ["CPUExecutionProvider"]
     asked = os.environ.get("VIDSMOOTH_ORT_PROVIDERS") or "CUDAExecutionProvider"
-    stream = str(torch.cuda.current_stream(device).cuda_stream)
-    options = {"device_id": device.index or 0, "user_compute_stream": stream}
+    options = {"device_id": device.index or 0, "user_compute_stream": str(stream.cuda_stream)}
     return [*((name.strip(), options) for name in asked.split(",")), "CPUExecutionProvider"]
