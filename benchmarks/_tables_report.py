@@ -97,7 +97,11 @@ def directions(done: dict) -> list[str]:
     if not rows:
         return []
     head = "| table | method | number | paper | ours, method − baseline | clips | direction |"
-    return ["## Directions, against the papers'", "", head, "|---" * 7 + "|", *rows, ""]
+    note = (
+        "The text of [004] at hand says that its optical flow was improved, not which way; *lower* is this project's "
+        "reading. An interval is that of one comparison: of twenty without any effect, one leaves out zero."
+    )
+    return ["## Directions, against the papers'", "", note, "", head, "|---" * 7 + "|", *rows, ""]
 
 
 def response(done: dict) -> list[str]:
@@ -204,7 +208,8 @@ def tables_text(done: dict) -> list[str]:
         f"{SAMPLING['window']}, stride {SAMPLING['stride']}, {SAMPLING['window_weights']} weights, merged "
         f"{SAMPLING['merge']}s, seed 0; from the source's inversion unless a row says else; one noise for all frames "
         f"goes with the noised source at strength {STRENGTH:g}; tuning: {TUNING['steps']} steps at learning rate "
-        f"{TUNING['lr']:g}. In brackets: 95% bootstrap intervals over clips. CLIP: sprite-world-clip; autoencoder: "
+        f"{TUNING['lr']:g}. In brackets: 95% bootstrap intervals over clips, widened for few "
+        "clips as Student's are. CLIP: sprite-world-clip; autoencoder: "
         "sprite-world's; flow: DIS. Text agreement is the share of (object, colour, background, style) that a "
         "classifier, trained on renders alone, sees as the prompt says, in hundredths. psnr is to the ideal edit, "
         "which the world can draw.",

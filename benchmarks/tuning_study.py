@@ -230,8 +230,10 @@ def report() -> None:
         f"{shown[0]} of {len(SCENES)} clips of sprite-world and {shown[1]} real ones, four edits each; "
         f"{SETTINGS['frames']} frames, {SETTINGS['steps']} steps of tuning at learning rate {SETTINGS['lr']:g}; "
         f"{SETTINGS['sampling_steps']} steps of DDIM from the clip's inversion, guidance {SETTINGS['guidance']:g}, "
-        f"seed {SETTINGS['seed']}. In brackets: 95% bootstrap intervals over clips (none for one clip); `clips` is how "
-        "many a row has. A difference is called better or worse where its interval leaves out zero, from 3 clips on."
+        f"seed {SETTINGS['seed']}. In brackets: 95% bootstrap intervals over clips, widened for few "
+        "clips as Student's are (none for one clip); `clips` is how "
+        "many a row has. A difference is called better or worse where its interval leaves out zero, from 3 clips on; "
+        "of twenty comparisons without any effect, one is."
     )
     last = rows[-1]
     machine = (

@@ -279,6 +279,8 @@ def _open(path: Path) -> av.container.InputContainer:
 def _video_stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
     for stream in container.streams.video:
         if not stream.disposition & Disposition.attached_pic:  # the cover of a song
+            if stream.codec_context is None:
+                raise ValueError(f"{path} is not a video that can be read (no decoder here knows its codec)")
             stream.thread_type = "AUTO"
             stream.codec_context.thread_count = 4
             return stream

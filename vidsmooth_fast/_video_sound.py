@@ -62,6 +62,8 @@ def add_sound(pictures: Path, sound: Sound, target: Path, form: str, options: di
 def _shape(path: Path, codec: str) -> tuple[int, str]:
     with av.open(f"file:{path}") as container:
         context = container.streams.audio[0].codec_context
+        if context is None:
+            raise ValueError("no decoder here knows its codec")
         rate = context.sample_rate
         layout = "mono" if context.layout.nb_channels == 1 else "stereo"
     return (rate if rate in RATES.get(codec, ()) else 48000), layout

@@ -177,6 +177,11 @@ class VideoWriter:
         try:
             add_sound(self._temporary, self.sound, mixed, self._form, FILES[self.path.suffix.lower()].options)
             os.replace(mixed, self._temporary)
+        except Exception as error:  # the pictures took the time
+            why = " ".join(str(error).split()) or type(error).__name__
+            warnings.warn(
+                f"the sound of {self.sound.path.name} is left out of {self.path.name}: {why}", stacklevel=4
+            )
         finally:
             mixed.unlink(missing_ok=True)
 

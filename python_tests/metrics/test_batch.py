@@ -114,6 +114,31 @@ def test_what_fails_is_named_and_the_rest_is_judged(batch, folder):
     assert "is not a video" in batch.failures[1][1]
 
 
+def test_a_codec_that_nobody_knows_costs_the_others_nothing(folder, tmp_path):
+    for name in ("a.mp4", "c.mp4"):
+        (tmp_path / name).write_bytes((folder / "a2.mp4").read_bytes())
+    (tmp_path / "b.mp4").write_bytes((folder / "a2.mp4").read_bytes().replace(b"avc1", b"zzzz"))
+    found = evaluate_many(collect([tmp_path]), metrics=["flicker_raw"], progress=False)
+    assert [item.name for item, _ in found.reports] == ["a.mp4", "c.mp4"]
+    assert found.failures == [("b.mp4", found.failures[0][1])] and "knows its codec" in found.failures[0][1]
+
+
+def test_a_bug_in_one_video_costs_the_others_nothing(folder, monkeypatch):
+    from vidsmooth_fast.metrics import batch as module
+
+    real = module.evaluate
+
+    def broken(video, **options):
+        if str(video).endswith("a10.mp4"):
+            raise AssertionError("of a decoder")
+        return real(video, **options)
+
+    monkeypatch.setattr(module, "evaluate", broken)
+    found = evaluate_many(collect([f"{folder}/a*"]), metrics=["flicker_raw"], progress=False)
+    assert [item.name for item, _ in found.reports] == ["a2.mp4"]
+    assert found.failures == [("a10.mp4", "of a decoder")]
+
+
 def test_what_is_judged_survives_ctrl_c(folder, monkeypatch):
     from vidsmooth_fast.metrics import batch as module
 

@@ -248,6 +248,20 @@ class FakeAutoencoder:
         return np.ones((len(frames), 1, 32, 32), np.float32)
 
 
+@pytest.mark.parametrize("groups", [3, 4, 8])
+def test_intervals_of_few_clips_hold_the_truth_as_often_as_they_say(groups):
+    rng = np.random.default_rng(0)
+    drawn = (bootstrap_interval(rng.normal(5, 2, groups).tolist(), seed=i) for i in range(400))
+    assert 0.92 < np.mean([low <= 5 <= high for _, low, high in drawn]) < 0.98
+
+
+def test_a_part_of_a_sampled_video_has_other_joins():
+    whole = vsf.Video.from_frames([np.full((16, 16, 3), 9 * i, np.uint8) for i in range(12)], fps=8)
+    whole.metadata = {"vidsmooth_fast": {"frames": 12, "window": 4, "stride": 4, "prompt": "a car"}}
+    assert "seam_score" in vsf.evaluate(whole, metrics=["flicker_raw", "seam_score"])
+    assert "seam_score" not in vsf.evaluate(whole[3:], metrics=None, flow="dis")
+
+
 def test_bootstrap_interval():
     rng = np.random.default_rng(0)
     values = rng.normal(5, 2, 100).tolist()

@@ -178,6 +178,15 @@ def test_a_kill_during_validation_costs_no_samples(tmp_path, monkeypatch):
     assert made.stat().st_mtime_ns == before
 
 
+def test_validation_that_fails_costs_no_training(tmp_path):
+    options = dict(validation_prompts=["a blue boat"], validation_options={"steps": 2, "smooth": 0.5})
+    with pytest.warns(
+        UserWarning, match="no validation samples after step 2: smooth: expected a NoiseConstraint"
+    ):
+        tune(tiny_model(), clip(), "a red car", steps=2, progress=False, resume=tmp_path / "run", **options)
+    assert (tmp_path / "run" / "step-000002").is_dir()
+
+
 def test_nan_stops_with_the_last_good_checkpoint(tmp_path, monkeypatch):
     from vidsmooth_fast.training import run
 

@@ -383,6 +383,7 @@ def flat(value: int, frames: int = 4) -> Video:
         ({"lr_schedule": "wave"}, "lr_schedule: expected one of"),
         ({"validation_prompts": "a car"}, "validation_prompts: expected a list"),
         ({"validation_prompts": ["a car"]}, "validation_prompts: their samples need a folder"),
+        ({"validation_options": {"nonsense": 1}}, "validation_options: fast_sample has no option nonsense"),
         ({"checkpoint_every": 0}, "checkpoint_every: expected"),
         ({"gradient_checkpointing": "often"}, "gradient_checkpointing: expected"),
         ({"pairs": [Pair(9, np.zeros((16, 16, 3), np.uint8), "a car")]}, r"pairs\[0\]: expected a frame in 0\.\.3"),

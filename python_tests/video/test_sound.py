@@ -72,6 +72,22 @@ def test_new_frames_with_the_sound_of_a_source(make_clip, tmp_path):
         Video.from_frames([frame], fps=12, audio=5)
 
 
+@pytest.mark.parametrize("trouble", ["gone", "unknown"])
+def test_sound_that_cannot_be_read_costs_the_sound_alone(make_clip, tmp_path, trouble):
+    """The pictures may have taken hours."""
+    path = make_clip("in.mp4", 24, rate=24, sound=1.0)
+    writer = VideoWriter(tmp_path / "out.mp4", 24, (32, 32), audio_from=path)
+    for _ in range(24):
+        writer.write(np.full((32, 32, 3), 99, np.uint8))
+    if trouble == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes().replace(b"mp4a", b"zzzz").replace(b"esds", b"zzzz"))
+    with pytest.warns(UserWarning, match="the sound of in.mp4 is left out of out.mp4: "):
+        writer.close()
+    assert len(Video.open(tmp_path / "out.mp4")) == 24
+
+
 def test_half_a_frame_is_the_limit(make_clip, tmp_path):
     source = Video.open(make_clip("in.mp4", 24, rate=24, sound=1.0))
     frame = np.full((32, 32, 3), 99, np.uint8)

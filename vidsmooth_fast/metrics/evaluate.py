@@ -105,6 +105,8 @@ def _said(video: Video) -> dict:
     if not isinstance(said, dict):
         return {}
     kinds = {"prompt": str, "window": int, "stride": int, "loop": bool}
+    if said.get("frames", len(video)) != len(video):  # a part of it: its windows join elsewhere
+        kinds = {"prompt": str}
     return {
         name: said[name] for name, kind in kinds.items() if isinstance(said.get(name), kind) and said[name]
     }

@@ -87,11 +87,17 @@ def number(name: str, value: float) -> str:
 def bootstrap_interval(
     values: Sequence[float], groups: Sequence | None = None, *, level: float = 0.95, seed: int = 0
 ) -> tuple[float, float, float]:
-    """(mean, low, high): the mean of `values` and a percentile bootstrap interval of it, nan left out.
+    """(mean, low, high): the mean of `values` and a bootstrap interval of it, nan left out.
 
     groups: one label per value; values of one label (edits of one clip) are drawn together. 2000 resamples with a
     fixed seed. With fewer than two groups low and high are nan.
+
+    The percentile interval of few groups is too narrow (of four, it holds the mean in 82 of 100 cases instead of 95):
+    it is widened as Student's interval is against the normal one (Hesterberg 2015, "What Teachers Should Know About
+    the Bootstrap", section 3.2).
     """
+    from scipy.special import ndtri, stdtrit
+
     labels = range(len(values)) if groups is None else groups
     kept = [(label, v) for label, v in zip(labels, values, strict=True) if math.isfinite(v)]
     if not kept:
@@ -106,5 +112,7 @@ def bootstrap_interval(
         return mean, math.nan, math.nan
     drawn = np.random.default_rng(seed).integers(len(order), size=(RESAMPLES, len(order)))
     means = totals[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    n, tail = len(order), (1 + level) / 2
+    wider = math.sqrt(n / (n - 1)) * stdtrit(n - 1, tail) / ndtri(tail)
+    low, high = mean + wider * (np.quantile(means, [1 - tail, tail]) - mean)
     return mean, float(low), float(high)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -217,11 +218,16 @@ class Run:
         """Validation samples, after every so many steps and the last."""
         prompts, every, _ = self.validation
         due = bool(prompts) and (taken == self.settings.steps or taken % every == 0)
-        if due:
+        if not due:
+            return False
+        try:
             sample_grid(
                 self.model, self.clip, self.fps, self.settings.prompt, self.validation, self.folder, taken
             )
-        return due
+        except (ValueError, OSError, MemoryError, FloatingPointError) as error:  # not worth the training
+            warnings.warn(f"no validation samples after step {taken}: {error}", stacklevel=2)
+            return False
+        return True
 
     def _stopped(self, what: str, value: float, step: int) -> FloatingPointError:
         last = self.checkpoints.last if self.checkpoints else None

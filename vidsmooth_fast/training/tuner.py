@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from safetensors import SafetensorError
 
 from vidsmooth_fast.models.loading import choose_device, choose_dtype, load, load_networks
 from vidsmooth_fast.models.video_model import VideoModel
+from vidsmooth_fast.sampling.fast_sample import fast_sample
 from vidsmooth_fast.sampling.tensor_files import check_folder, write_tensors
 from vidsmooth_fast.training.data import Pair, read_clip
 from vidsmooth_fast.training.losses import Objective
@@ -151,6 +153,10 @@ def tune(
     seen = 1 if pictures or pairs else len(clip)
     if seen < Objective(loss).least_frames:
         raise ValueError(f"loss: its terms compare neighbouring frames and vanish for {seen} of them")
+    if unknown := set(validation_options or {}) - set(inspect.signature(fast_sample).parameters):
+        raise ValueError(
+            f"validation_options: fast_sample has no option {', '.join(sorted(map(str, unknown)))}"
+        )
     run = Run(
         model,
         settings,
