@@ -1,17 +1,20 @@
 """The command line: what a person types, what is written, and one line per error."""
 
+import inspect
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import vidsmooth_fast
 from python_tests.tiny import tiny_model
-from vidsmooth_fast import Video, cli
+from vidsmooth_fast import DeepReuse, InversionBlend, NoiseConstraint, Video, cli
 from vidsmooth_fast.sampling.inversion import Inversion
 
 
@@ -126,6 +129,49 @@ def test_bad_input_takes_one_line(monkeypatch, capsys, tmp_path, model_dir, argu
     assert code == 1 and out == "" and says in err
     assert err.count("\n") == 1 and err.startswith("vidsmooth-fast: ")
     assert list(tmp_path.iterdir()) == []
+
+
+def recorded(monkeypatch, name):
+    """What the command line gives to a verb of the package: a list of (positional, keywords)."""
+    calls = []
+    monkeypatch.setattr(vidsmooth_fast, name, lambda *args, **kw: calls.append((args, kw)), raising=False)
+    return calls
+
+
+def test_every_option_of_sample_arrives(monkeypatch, capsys, tmp_path):
+    parameters = inspect.signature(vidsmooth_fast.fast_sample).parameters
+    calls = recorded(monkeypatch, "fast_sample")
+    given = {
+        "source_prompt": "a boat", "strength": 0.5, "speed": "fast", "steps": 7, "guidance": 3.0,
+        "negative_prompt": "fog", "window": 6, "stride": 3, "window_weights": "flat", "merge": "attention",
+        "init": "shared", "scheduler": "euler", "eta": 0.25, "height": 32, "width": 48, "seed": 5, "decoder": "linear",
+        "device": "cpu", "dtype": "float32", "max_batch": 3, "resume": tmp_path / "state",
+        "output": tmp_path / "out.mp4",
+    }  # fmt: skip
+    words = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
+    special = ["--frames", 9, "--reuse", 4, "--guidance-interval", 0.1, 0.9, "--smooth", 0.2, "--blend", 0.3]
+    special += ["--smooth-target", "simple", "--loop", "--quiet"]
+    run(monkeypatch, capsys, "sample", "world", "a car", "a bird", *words, *special)
+    ((model, prompt, frames), keywords), = calls  # fmt: skip
+    assert (model, prompt, frames) == ("world", ["a car", "a bird"], 9)
+    assert parameters.keys() - keywords.keys() == {"model", "prompt", "frames", "callback"}
+    assert {name: keywords[name] for name in given} == given
+    assert keywords["reuse"] == DeepReuse(4) and keywords["guidance_interval"] == (0.1, 0.9)
+    assert keywords["smooth"] == NoiseConstraint(0.2, "simple") and keywords["blend"] == InversionBlend(0.3)
+    assert keywords["loop"] is True and keywords["progress"] is False
+
+
+def test_every_option_of_invert_arrives(monkeypatch, capsys, tmp_path):
+    calls = recorded(monkeypatch, "invert")
+    given = {
+        "steps": 7, "frames": 9, "window": 6, "stride": 3, "scheduler": "flow", "height": 32, "width": 48,
+        "device": "cpu", "dtype": "float32", "output": tmp_path / "i.safetensors",
+    }  # fmt: skip
+    words = [word for name, value in given.items() for word in (f"--{name}", value)]
+    run(monkeypatch, capsys, "invert", "world", "a.mp4", "--prompt", "a car", "--blend", 0.3, "-q", *words)
+    (arguments, keywords), = calls  # fmt: skip
+    assert arguments == ("world", Path("a.mp4"), "a car")
+    assert keywords == {**given, "blend": InversionBlend(0.3), "progress": False}
 
 
 def test_a_backend_that_cannot_run_takes_one_line(monkeypatch, capsys, tmp_path, model_dir):

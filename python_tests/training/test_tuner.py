@@ -192,6 +192,30 @@ def test_every_chosen_parameter_moves(trainable, recompute):
     assert moved == set(names)
 
 
+def test_the_published_set_is_trained():
+    """Queries of the attention over frames and of the text's, and all of temporal attention ([003] section 4.1)."""
+    from vidsmooth_fast.training.trainable import choose
+
+    model = tiny_model()
+    parts = ("attn1.to_q.", "attn2.to_q.", "attn_temp.")
+    published = {n for n, _ in model.unet.named_parameters() if any(f".{part}" in n for part in parts)}
+    assert set(choose(model.unet, "tune-a-video")) == published
+    assert all(any(f".{part}" in n for n in published) for part in parts)
+
+
+def test_a_pair_goes_from_the_original_to_the_edit():
+    """[002]: from the noised original frame to the edited one."""
+    from vidsmooth_fast.training.data import pair_items
+
+    model, frames = tiny_model(), np.stack(list(sliding()))
+    edited = 255 - frames[2]
+    (item,) = pair_items(model, frames, [Pair(2, edited, "a blue car")])
+    torch.testing.assert_close(item.origin, model.encode_video([frames[2]]))
+    torch.testing.assert_close(item.aim, model.encode_video([edited]))
+    torch.testing.assert_close(item.text, model.encode_text(["a blue car"]))
+    assert not torch.allclose(item.origin, item.aim)
+
+
 def test_low_rank_updates_load_as_lora(tmp_path):
     base = tiny_model(tmp_path / "base")
     tuned = tune(
