@@ -85,9 +85,9 @@ def add_webp_comment(path: Path, comment: str, size: tuple[int, int]) -> None:
             file.write(b"VP8X" + struct.pack("<II", 10, flags) + canvas + picture)
         file.seek(0, 2)
         file.write(b"XMP " + struct.pack("<I", len(data)) + data + b"\x00" * (len(data) % 2))
-        size = file.tell()
+        end = file.tell()
         file.seek(4)
-        file.write(struct.pack("<I", size - 8))
+        file.write(struct.pack("<I", end - 8))
         file.seek(20)
         file.write(bytes([flags | 0x04]))
 

@@ -49,7 +49,7 @@ void show(const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
 
 // left(row, k), right(k, column): elements of the tiles. The units align the products and the accumulator to
 // the largest of them, keep 25 bits of fraction, and truncate the sum to fp32 (Fasi and others, PeerJ
-// Computer Science 330; arXiv 2512.07004).
+// Computer Science 7, e330; Khattak and Mikaitis, arXiv 2512.07004).
 template <class Left, class Right>
 void add_products(float (&c)[4], int depth, const Left& left, const Right& right) {
     const int g = lane() / 4, t = lane() % 4;

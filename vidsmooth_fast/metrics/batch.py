@@ -179,9 +179,8 @@ def _judged(item: Item, options: dict) -> Judged:
             " ".join(str(w.message).split()) for w in said if issubclass(w.category, UserWarning)
         ]
         return Judged(item, report)
-    except (
-        Exception
-    ) as error:  # a decoder, OpenCV, a network: one video's trouble never costs the others' numbers
+    except Exception as error:
+        # Of a decoder, OpenCV, a network: one video's trouble never costs the others' numbers.
         return Judged(item, None, " ".join(str(error).split()) or type(error).__name__)
 
 

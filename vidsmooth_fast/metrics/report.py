@@ -93,8 +93,8 @@ def bootstrap_interval(
     fixed seed. With fewer than two groups low and high are nan.
 
     The percentile interval of few groups is too narrow (of four, it holds the mean in 82 of 100 cases instead of 95):
-    it is widened as Student's interval is against the normal one (Hesterberg 2015, "What Teachers Should Know About
-    the Bootstrap", section 3.2).
+    it is widened as Student's interval is against the normal one (as Hesterberg 2015 does, "What Teachers Should
+    Know About the Bootstrap").
     """
     from scipy.special import ndtri, stdtrit
 

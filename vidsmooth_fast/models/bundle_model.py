@@ -120,10 +120,13 @@ class BundleModel(LatentModel):
         return self._decoder(latent_sample=latents)
 
     def _with_autoencoder_in_float32(self) -> BundleModel:
+        return self.in_float32("what the autoencoder computes")
+
+    def in_float32(self, what: str) -> BundleModel:
+        """Itself where it computes in float32. Raises: FloatingPointError elsewhere, where `what` overflowed."""
         if self.dtype == torch.float32:
             return self
         name = str(self.dtype).removeprefix("torch.")
         raise FloatingPointError(
-            f"what the autoencoder of {self.path} computes is not finite, and it computes in {name}; "
-            "export the model with dtype='float32'"
+            f"{what} is not finite, and {self.path} computes in {name}; export the model with dtype='float32'"
         )
