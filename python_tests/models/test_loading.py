@@ -384,3 +384,12 @@ def test_a_latent_round_trip_uses_the_loaded_autoencoder(saved):
     model = load(saved, dtype="float32")
     frames = [np.full((16, 16, 3), 40 * i, dtype=np.uint8) for i in range(3)]
     assert torch.equal(model.encode_video(frames), tiny_model().encode_video(frames))
+
+
+def test_a_model_that_is_there_is_not_copied():
+    """Modules always say a device's number, people seldom do."""
+    from vidsmooth_fast.models.loading import load_placed
+
+    model = tiny_model()
+    assert load_placed(model, "cpu:0") is model and load_placed(model, "cpu", "float32") is model
+    assert load_placed(model, dtype="bfloat16") is not model

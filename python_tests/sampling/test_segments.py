@@ -169,6 +169,16 @@ def test_prompts_over_time_are_projected_by_segment(monkeypatch, per_frame):
     assert len(seen) > once and max(seen) < most
 
 
+def test_guidance_that_has_ended_holds_nothing():
+    predict = predictor(Wobble(), *texts(), segment_frames=48)
+    list(predict(noise(FRAMES), 500.0))
+    assert predict._buffer is not None
+    alone = predict.guided(False)
+    assert predict._buffer is None and len(alone.tracks) == 1
+    list(alone(noise(FRAMES), 500.0))
+    assert predict.guided(True) is predict and alone._buffer is None
+
+
 def test_device_holds_one_segment():
     """What the predictor keeps for 40 times as many frames is the same."""
 
